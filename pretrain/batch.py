@@ -1,0 +1,72 @@
+"""The currencies of the data flow: Record (bytes), Example (one decoded sample), Batch (tensors).
+
+Shapes: B = rows of the batch, N = images (a row may own several), C H W = channels, height, width,
+T = tokens. A model only ever sees a Batch.
+"""
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class Record:
+    """One sample as it lies in a shard: raw bytes by extension."""
+
+    key: str
+    shard: str  #: the shard's path or URL
+    fields: dict[str, bytes]  #: extension -> bytes, e.g. {"jpg": ..., "txt": ...}
+    epoch: int = 0
+    draw: int = 0  #: hash(seed, epoch, shard, key): all randomness of the sample derives from it
+
+
+@dataclass(slots=True)
+class Example:
+    """One sample as a task sees it: images and text, before tokens."""
+
+    key: str
+    images: list[np.ndarray]  #: each uint8 [H, W, 3]
+    prefix: str = ""  #: text that is given (prompt, question)
+    suffix: str = ""  #: text that is learned (caption, answer)
+    group: str = ""  #: what makes two captions the same; empty: the caption itself
+    target: int = -1  #: class index, where a task has classes
+    meta: dict[str, Any] = field(default_factory=dict)  #: the sample's json member, for evals and tasks
+    draw: int = 0
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows of a step on one rank. Optional fields are None where no reader or objective asks for them."""
+
+    keys: list[str]
+    image_NCHW: Tensor | None = None  #: float32, normalised
+    owner_N: Tensor | None = None  #: int64, the row that image n belongs to
+    tokens_BT: Tensor | None = None  #: int64, trimmed to the longest text of the rows
+    blocks_BT: Tensor | None = None  #: int64, 1 opens a new attention block, 0 joins the last
+    valid_BT: Tensor | None = None  #: bool, False on padding
+    labels_BT: Tensor | None = None  #: int64, -100 where a token does not count
+    target_B: Tensor | None = None  #: int64 class index
+    caption_B: Tensor | None = None  #: int64 hash of what makes two captions equal
+    draw_B: Tensor | None = None  #: int64, the sample's hash, for draws on the device
+    meta: list[dict[str, Any]] = field(default_factory=list)  #: each row's json member, for evals
+    bad: list[dict[str, str]] = field(default_factory=list)  #: samples replaced here: shard, key, reason
+    filler: int = 0  #: trailing rows that only make the ranks' batch counts equal; evals drop them
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the fields that hold tensors, by name."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: v for name, v in values.items() if isinstance(v, Tensor)}
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Return the batch with all tensors on `device`."""
+        return replace(self, **{n: v.to(device, non_blocking=True) for n, v in self.tensors().items()})
+
+    def pin_memory(self) -> "Batch":
+        """Return the batch in page-locked memory (DataLoader calls this by name)."""
+        return replace(self, **{n: v.pin_memory() for n, v in self.tensors().items()})

@@ -1,0 +1,52 @@
+"""Metadata of the distribution `diptych`: packages, dependencies and extras. Tools are configured in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+INSTALL = [
+    "torch>=2.6",  # tensors, autograd, torch.distributed
+    "torchvision>=0.21",  # timm needs its operators; transforms.v2 for augmentation
+    "deepspeed>=0.17.5",  # ZeRO stages 0-3 and the multi-process launcher
+    "transformers>=4.56",  # hf: text towers, tokenizers from a folder, the hf export
+    "timm>=1.0.20",  # every vision tower
+    "webdataset>=0.2.100",  # DataPipeline, on which all data stages run
+    "braceexpand>=0.1.7",  # shards-{00000..00099}.tar
+    "tensorboard>=2.16",  # curves while training
+    "pydantic>=2.8",  # config sections: types, ranges, unknown keys
+    "pyyaml>=6.0",  # configs
+    "tokenizers>=0.21",  # byte-level BPE: training and use
+    "safetensors>=0.4.5",  # checkpoints and exports without pickle
+    "pillow>=10.3",  # decode and the exact eval transform
+    "numpy>=1.26",  # order of samples, pixels before they are tensors
+    "ftfy>=6.1",  # the text cleaning that CLIP's tokenizer is defined with
+    "tqdm>=4.66",  # progress bars with ETA
+]
+EXTRAS = {
+    "tools": [
+        "resvg_py>=0.1.5",  # renders the icon recipe's SVG without system libraries
+        "scikit-learn>=1.4",  # L-BFGS logistic regression of the linear probe
+        "open_clip_torch>=2.32",  # CLIP's own BPE table; verifies the open_clip export
+    ],
+    "dev": [
+        "pytest>=8.0",  # the test suite
+        "ruff>=0.6",  # lint and format
+        "import-linter>=2.1",  # who may import whom
+        "mypy>=1.11",  # types of the foundation
+        "types-PyYAML",  # stubs for mypy
+    ],
+}
+
+setup(
+    name="diptych",
+    version="0.1.0",
+    description="Distributed vision-language pretraining from WebDataset shards on DeepSpeed ZeRO",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["pretrain*", "finetune*", "data_tools*", "launcher*", "slurm*"]),
+    package_data={
+        "pretrain.configs": ["*.yaml"],
+        "finetune.configs": ["*.yaml"],
+        "slurm": ["*.sbatch", "*.sh", "*.md"],
+    },
+    install_requires=INSTALL,
+    extras_require=EXTRAS,
+)
