@@ -65,8 +65,10 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch with all tensors on `device`."""
-        return replace(self, **{n: v.to(device, non_blocking=True) for n, v in self.tensors().items()})
+        moved: dict[str, Any] = {n: v.to(device, non_blocking=True) for n, v in self.tensors().items()}
+        return replace(self, **moved)
 
     def pin_memory(self) -> "Batch":
         """Return the batch in page-locked memory (DataLoader calls this by name)."""
-        return replace(self, **{n: v.pin_memory() for n, v in self.tensors().items()})
+        pinned: dict[str, Any] = {n: v.pin_memory() for n, v in self.tensors().items()}
+        return replace(self, **pinned)

@@ -74,7 +74,7 @@ def _parse(text: str, where: str) -> dict[str, Any]:
         return {}
     if not isinstance(tree, dict):
         raise ConfigError(f"config {where}: expected sections like `train:`, got {type(tree).__name__}")
-    return tree
+    return dict(tree)
 
 
 def override(tree: dict[str, Any], words: Iterable[str]) -> dict[str, Any]:

@@ -9,9 +9,7 @@ from types import ModuleType
 def names(package: str) -> list[str]:
     """Return every plug-in of a package: its modules, less the private ones and `base`."""
     path = importlib.import_module(package).__path__
-    return sorted(
-        m.name for m in pkgutil.iter_modules(path) if m.name != "base" and not m.name.startswith("_")
-    )
+    return sorted(m.name for m in pkgutil.iter_modules(path) if m.name != "base" and not m.name.startswith("_"))
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -125,7 +125,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 class ShardWriter:
-    """Writes one shard and its index; same samples give the same bytes. Nothing appears under the final name before `close`.
+    """Writes one shard and its index; same samples give the same bytes; no final name before `close`.
 
     Use as a context manager: an exception inside leaves no file behind.
     """
@@ -179,9 +179,7 @@ class ShardWriter:
             self.abort()
 
 
-def write_manifest(
-    folder: str | Path, counts: Mapping[str, tuple[int, int]], meta: Mapping[str, Any]
-) -> Path:
+def write_manifest(folder: str | Path, counts: Mapping[str, tuple[int, int]], meta: Mapping[str, Any]) -> Path:
     """Write dataset.json; `counts` maps shard name to (samples, bytes)."""
     shards = {name: {"samples": n, "bytes": size} for name, (n, size) in sorted(counts.items())}
     tree = {"version": VERSION, "shards": shards, "meta": dict(meta)}
@@ -200,9 +198,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {"version": VERSION, "shards": {}, "meta": {}}
     except (ValueError, KeyError, TypeError) as error:
-        raise ShardError(
-            f"{path}: not a readable manifest ({error}); run `python -m data_tools index`"
-        ) from error
+        raise ShardError(f"{path}: not a readable manifest ({error}); run `python -m data_tools index`") from error
     return dict(tree)
 
 
@@ -217,8 +213,6 @@ def read_members(file: IO[bytes], entry: Entry) -> dict[str, bytes]:
         file.seek(offset)
         data = file.read(size)
         if len(data) != size:
-            raise ShardError(
-                f"member {entry.key}.{extension}: {len(data)} of {size} bytes; the tar is cut off"
-            )
+            raise ShardError(f"member {entry.key}.{extension}: {len(data)} of {size} bytes; the tar is cut off")
         out[extension] = data
     return out
