@@ -1,0 +1,142 @@
+"""Text towers: the native CLIP text transformer (takes ids or embeddings) and `hf:` encoders.
+
+Shapes: B = rows, T = tokens, C = tower width, E = joint embedding width.
+"""
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from pretrain.config import ConfigError, Section
+from pretrain.models.attention import Block
+
+
+class Config(Section):
+    """`model.text`: the native tower's size, or `hf:FOLDER` of a transformers encoder."""
+
+    name: str = "native"  #: native, or hf:FOLDER with config.json and weights
+    context_length: int = Field(default=77, gt=2)
+    vocab_size: int | None = None  #: None: as many as the tokenizer has
+    width: int = Field(default=512, gt=0)
+    layers: int = Field(default=12, gt=0)
+    heads: int = Field(default=8, gt=0)
+    mlp_ratio: float = 4.0
+    activation: Literal["gelu", "quick_gelu"] = "gelu"
+    pool: Literal["mean", "cls"] = "mean"  #: hf: towers; the native tower pools at the end token
+    frozen: bool = False  #: the encoder stays as it is, the projection trains
+
+
+class Output(NamedTuple):
+    """What a text tower computes in one pass."""
+
+    tokens_BTC: Tensor  #: after the final norm
+    text_BE: Tensor  #: projected, not normalised
+
+
+class NativeText(nn.Module):
+    """CLIP's causal text transformer (Radford et al. 2021, arXiv:2103.00020, section 2.4), pooled at the end token."""
+
+    def __init__(self, config: Config, embed_dim: int, *, end: int) -> None:
+        super().__init__()
+        assert config.vocab_size, "the recipe fills vocab_size from the tokenizer"
+        self.config, self.end = config, end
+        width = config.width
+        self.token_embedding = nn.Embedding(config.vocab_size, width)
+        self.positional_embedding = nn.Parameter(torch.empty(config.context_length, width))
+        self.blocks = nn.ModuleList(
+            Block(width, config.heads, mlp_ratio=config.mlp_ratio, activation=config.activation)
+            for _ in range(config.layers)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.projection = nn.Linear(width, embed_dim, bias=False)
+        self._initialise()
+        if config.frozen:
+            self.requires_grad_(requires_grad=False)
+            self.projection.requires_grad_(requires_grad=True)
+
+    def _initialise(self) -> None:
+        """Set the spreads of CLIP's code: out and down shrink with depth, so that the residual sum does not grow."""
+        width, layers = self.config.width, self.config.layers
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.positional_embedding, std=0.01)
+        nn.init.normal_(self.projection.weight, std=width**-0.5)
+        for block in self.blocks:
+            nn.init.normal_(block.attention.qkv.weight, std=width**-0.5)
+            nn.init.normal_(block.attention.out.weight, std=width**-0.5 * (2 * layers) ** -0.5)
+            nn.init.normal_(block.mlp.up.weight, std=(2 * width) ** -0.5)
+            nn.init.normal_(block.mlp.down.weight, std=width**-0.5 * (2 * layers) ** -0.5)
+            for linear in (block.attention.qkv, block.attention.out):
+                nn.init.zeros_(linear.bias)
+
+    def embed(self, tokens_BT: Tensor) -> Tensor:
+        """Return token embeddings [B, T, C] without positions: where prompts of other methods are spliced in."""
+        return self.token_embedding(tokens_BT)
+
+    def forward(self, tokens_BT: Tensor, *, embeds_BTC: Tensor | None = None) -> Output:
+        """Return states [B, T, C] and the projected feature [B, E].
+
+        `tokens_BT` says where the end token is; `embeds_BTC`, where given, replaces the embeddings looked up.
+        No padding mask is needed: causal text never looks right of its end token.
+        """
+        x_BTC = self.embed(tokens_BT) if embeds_BTC is None else embeds_BTC
+        x_BTC = x_BTC + self.positional_embedding[: x_BTC.shape[1]]
+        for block in self.blocks:
+            x_BTC = block(x_BTC)
+        x_BTC = self.norm(x_BTC)
+        end_B = (tokens_BT == self.end).int().argmax(1)  # the first one: padding may repeat it
+        pooled_BC = x_BTC[torch.arange(len(x_BTC), device=x_BTC.device), end_B]
+        return Output(x_BTC, self.projection(pooled_BC))
+
+
+class HfText(nn.Module):
+    """A transformers encoder (BERT and its kin) with mean or first-token pooling and a linear projection."""
+
+    def __init__(self, config: Config, embed_dim: int, *, pad: int) -> None:
+        super().__init__()
+        self.config, self.pad = config, pad
+        self.encoder = _encoder(config.name.removeprefix("hf:"))
+        self.projection = nn.Linear(self.encoder.config.hidden_size, embed_dim, bias=False)
+        nn.init.normal_(self.projection.weight, std=self.encoder.config.hidden_size**-0.5)
+        if config.frozen:
+            self.encoder.requires_grad_(requires_grad=False)
+            self.encoder.eval()
+
+    def train(self, mode: bool = True) -> "HfText":  # noqa: FBT001, FBT002 (nn.Module's signature)
+        """Switch mode; a frozen encoder stays in eval mode, without dropout."""
+        super().train(mode)
+        if self.config.frozen:
+            self.encoder.eval()
+        return self
+
+    def forward(self, tokens_BT: Tensor) -> Output:
+        """Return states [B, T, C] and the projected feature [B, E]."""
+        valid_BT = tokens_BT != self.pad
+        x_BTC = self.encoder(input_ids=tokens_BT, attention_mask=valid_BT.long()).last_hidden_state
+        if self.config.pool == "cls":
+            return Output(x_BTC, self.projection(x_BTC[:, 0]))
+        weight_BT1 = valid_BT[..., None].to(x_BTC.dtype)
+        return Output(x_BTC, self.projection((x_BTC * weight_BT1).sum(1) / weight_BT1.sum(1)))
+
+
+def _encoder(folder: str) -> nn.Module:
+    from transformers import AutoConfig, AutoModel
+
+    if not (Path(folder) / "config.json").is_file():
+        raise ConfigError(f"model.text.name: {folder}/config.json does not exist; give hf: a transformers folder")
+    weights = [*Path(folder).glob("*.safetensors"), *Path(folder).glob("pytorch_model*.bin")]
+    options = {"add_pooling_layer": False} if AutoConfig.from_pretrained(folder).model_type == "bert" else {}
+    if not weights:
+        raise ConfigError(f"model.text.name: no weights (*.safetensors) in {folder}")
+    return AutoModel.from_pretrained(folder, local_files_only=True, **options)
+
+
+def build(config: Config, embed_dim: int, *, end: int, pad: int) -> nn.Module:
+    """Return the text tower that the config names."""
+    if config.name == "native":
+        return NativeText(config, embed_dim, end=end)
+    if config.name.startswith("hf:"):
+        return HfText(config, embed_dim, pad=pad)
+    raise ConfigError(f"model.text.name: {config.name!r} is neither `native` nor `hf:FOLDER`")

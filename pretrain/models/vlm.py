@@ -1,0 +1,93 @@
+"""The vision-language model and Encodings: every feature is computed at most once a step.
+
+Shapes: N = images, B = rows, T = tokens, P = patches, C = width, E = joint embedding width.
+"""
+
+import math
+from functools import cached_property
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pretrain.batch import Batch
+from pretrain.config import Section
+from pretrain.models import text, vision
+
+
+class Config(Section):
+    """`model:` towers, joint width, tokenizer and the learned temperature."""
+
+    vision: vision.Config = Field(default_factory=vision.Config)
+    text: text.Config = Field(default_factory=text.Config)
+    embed_dim: int = Field(default=512, gt=0)
+    tokenizer: str = "clip"  #: `clip`, or a transformers tokenizer folder
+    logit_scale: float = math.log(1 / 0.07)  #: start of the learned log temperature (CLIP; SigLIP: ln 10)
+    logit_bias: float | None = None  #: start of the learned bias (SigLIP: -10)
+
+
+class VLM(nn.Module):
+    """Two towers and a temperature (CLIP, Radford et al. 2021, arXiv:2103.00020)."""
+
+    provides = ("image", "text")
+    MAX_LOGIT_SCALE = math.log(100.0)
+
+    def __init__(self, config: Config, *, end: int, pad: int) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = vision.VisionTower(config.vision, config.embed_dim)
+        self.text = text.build(config.text, config.embed_dim, end=end, pad=pad)
+        self.logit_scale = nn.Parameter(torch.tensor([config.logit_scale]))  # [1]: DeepSpeed fails on 0-dim
+        self.logit_bias = None if config.logit_bias is None else nn.Parameter(torch.tensor([config.logit_bias]))
+
+    @property
+    def scale(self) -> Tensor:
+        """exp(logit_scale) in float32, [1]; clamped here, since ZeRO's master copy undoes a clamp on the parameter."""
+        return self.logit_scale.float().clamp(max=self.MAX_LOGIT_SCALE).exp()
+
+    def forward(self, batch: Batch) -> "Encodings":
+        """Return the lazily computed features of a batch."""
+        return Encodings(self, batch)
+
+
+class Encodings:
+    """What a model knows of a batch: each property is computed when first asked for, then kept."""
+
+    def __init__(self, model: VLM, batch: Batch) -> None:
+        self.model, self.batch = model, batch
+
+    @cached_property
+    def _vision(self) -> vision.Output:
+        assert self.batch.image_NCHW is not None, "the batch has no images"
+        return self.model.vision(self.batch.image_NCHW)
+
+    @cached_property
+    def _text(self) -> text.Output:
+        assert self.batch.tokens_BT is not None, "the batch has no text"
+        return self.model.text(self.batch.tokens_BT)
+
+    @cached_property
+    def image_tokens(self) -> Tensor:
+        """Patch tokens [N, P, C]."""
+        return self._vision.tokens_NPC
+
+    @cached_property
+    def image(self) -> Tensor:
+        """Unit-norm image features [N, E]."""
+        return F.normalize(self._vision.image_NE.float(), dim=-1)
+
+    @cached_property
+    def text(self) -> Tensor:
+        """Unit-norm text features [B, E]."""
+        return F.normalize(self._text.text_BE.float(), dim=-1)
+
+    @property
+    def scale(self) -> Tensor:
+        """Temperature, [1]."""
+        return self.model.scale
+
+    @property
+    def bias(self) -> Tensor | None:
+        """SigLIP's bias, [1], or None."""
+        return self.model.logit_bias
