@@ -1,12 +1,10 @@
-"""Retrieval: at which rank the right answer comes, and recall with its interval.
+"""Retrieval: at which rank the right answer comes.
 
 Shapes: Q = queries, G = gallery items, E = embedding width.
 """
 
 import torch
 from torch import Tensor
-
-from pretrain.metrics.interval import Score, proportion
 
 
 def ranks(query_QE: Tensor, gallery_GE: Tensor, right_Q: Tensor, owner_G: Tensor, *, chunk: int = 1024) -> Tensor:
@@ -22,8 +20,3 @@ def ranks(query_QE: Tensor, gallery_GE: Tensor, right_Q: Tensor, owner_G: Tensor
         best_c1 = score_cG.masked_fill(~right_cG, float("-inf")).amax(1, keepdim=True)
         out.append(((score_cG >= best_c1) & ~right_cG).sum(1))
     return torch.cat(out)
-
-
-def recall(rank_Q: Tensor, at: int) -> Score:
-    """Return the share of queries whose right item is among the first `at`."""
-    return proportion(int((rank_Q < at).sum()), len(rank_Q))

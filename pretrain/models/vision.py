@@ -22,7 +22,7 @@ class Config(Section):
 
     name: str = "vit_base_patch32_clip_224"
     image_size: int = Field(default=224, gt=0)
-    args: dict[str, Any] = Field(default_factory=dict)  #: further arguments of the timm model: depth, embed_dim, drop_path_rate ...
+    args: dict[str, Any] = Field(default_factory=dict)  #: more arguments of the timm model: depth, drop_path_rate ...
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     interpolation: str = "bicubic"

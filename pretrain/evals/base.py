@@ -1,0 +1,80 @@
+"""What an eval is, and Features: the predict functions an eval is given, so that it knows no model.
+
+All ranks run an eval together and call the model equally often, as ZeRO-3 requires.
+Shapes: N = images or texts, E = joint embedding width.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pretrain import dist
+from pretrain.batch import Batch
+from pretrain.config import Section
+from pretrain.data import loader
+from pretrain.data.compose import Composer
+from pretrain.data.transforms import Transform
+from pretrain.metrics.interval import Score
+
+
+class Config(Section):
+    """Base of every eval's section."""
+
+    data: str | list[str]  #: shards to score, each sample once
+    every_steps: int | None = Field(default=None, gt=0)  #: None: only at the end of the run
+    batch_size: int = Field(default=64, gt=0)  #: per rank
+
+
+@dataclass
+class Features:
+    """A model as evals see it: `run(batch, want)` returns unit-norm features [rows, E] on any rank."""
+
+    run: Callable[[Batch, str], Tensor]
+    transform: Transform
+    composer: Composer
+    device: torch.device | str = "cpu"
+
+    def of(self, batch: Batch, want: str) -> Tensor:
+        """Return the features of a batch's own rows (fillers dropped), on the device."""
+        with torch.no_grad():
+            out_NE = self.run(batch.to(self.device), want)
+        return out_NE[: len(batch) - batch.filler]
+
+    def texts(self, lines: list[str], *, batch_size: int) -> Tensor:
+        """Return the features of all lines on every rank, [N, E]; the work is split over ranks."""
+        share = -(-len(lines) // dist.world())
+        padded = lines + lines[:1] * (share * dist.world() - len(lines))
+        mine = padded[dist.rank() * share :][:share]
+        parts = []
+        for start in range(0, share, batch_size):
+            batch = self.composer.texts(mine[start : start + batch_size]).to(self.device)
+            with torch.no_grad():
+                parts.append(self.run(batch, "text"))
+        return dist.gather(torch.cat(parts))[: len(lines)]
+
+
+class Eval:
+    """Base of every eval."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def run(self, features: Features) -> dict[str, Score]:
+        """Return scores by name, the same on every rank."""
+        raise NotImplementedError
+
+    def batches(self, features: Features) -> Iterator[Batch]:
+        """Yield this rank's part of the data; all ranks get equally many batches."""
+        return loader.scan(
+            self.config.data,
+            reader={"caption": {}},
+            transform=features.transform,
+            composer=features.composer,
+            batch_size=self.config.batch_size,
+            rank=dist.rank(),
+            world=dist.world(),
+        )

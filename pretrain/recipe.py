@@ -1,0 +1,127 @@
+"""The whole config, and how its parts are built; shared by pretraining, evaluation, export and fine-tuning."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, SerializeAsAny, field_validator
+
+from pretrain import config, dist, registry
+from pretrain.config import Section
+from pretrain.data import loader, tokenizer
+from pretrain.data.compose import Composer
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.transforms import Transform
+from pretrain.engine import checkpoint, monitor, optim, trainer, zero
+from pretrain.evals import base as evals
+from pretrain.models import vlm
+from pretrain.objectives import base as objectives
+from pretrain.objectives.base import Mixture
+
+
+class Run(Section):
+    """`run:` where a run leaves what it makes, and the seed that all its randomness derives from."""
+
+    name: str = Field(min_length=1)
+    dir: str = "runs"
+    seed: int = 0
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.dir) / self.name
+
+
+def plug_ins(package: str, sections: Mapping[str, Any]) -> dict[str, Section]:
+    """Return each named plug-in's validated section.
+
+    Raises:
+        ConfigError: unknown plug-in or key; the message names the nearest.
+    """
+    out = {}
+    for name, tree in sections.items():
+        if isinstance(tree, Section):
+            out[name] = tree
+            continue
+        out[name] = config.build(registry.find(package, name).Config, tree or {}, where=name)
+    return out
+
+
+class Recipe(Section):
+    """Every section of a pretraining config; the README explains each in a line."""
+
+    run: Run
+    data: loader.Config
+    model: vlm.Config = Field(default_factory=vlm.Config)
+    objectives: dict[str, SerializeAsAny[objectives.Config]]
+    train: trainer.Config
+    optim: optim.Config = Field(default_factory=optim.Config)
+    zero: zero.Config = Field(default_factory=zero.Config)
+    checkpoint: checkpoint.Config = Field(default_factory=checkpoint.Config)
+    monitor: monitor.Config = Field(default_factory=monitor.Config)
+    evals: dict[str, SerializeAsAny[evals.Config]] = Field(default_factory=dict)
+
+    @field_validator("objectives", mode="before")
+    @classmethod
+    def _objectives(cls, sections: Mapping[str, Any]) -> dict[str, Section]:
+        return plug_ins("pretrain.objectives", sections)
+
+    @field_validator("evals", mode="before")
+    @classmethod
+    def _evals(cls, sections: Mapping[str, Any]) -> dict[str, Section]:
+        return plug_ins("pretrain.evals", sections)
+
+
+def build_composer(model: vlm.Config, words: Tokenizer) -> Composer:
+    """Return what turns an Example's text into tokens."""
+    return Composer(words, context_length=model.text.context_length)
+
+
+def build_transform(model: vlm.Config) -> Transform:
+    """Return what turns an Example's picture into pixels of the size and spread that the tower expects."""
+    v = model.vision
+    return Transform(v.image_size, mean=v.mean, std=v.std, interpolation=v.interpolation)
+
+
+def build_tokenizer(model: vlm.Config) -> Tokenizer:
+    """Return the tokenizer that the model section names."""
+    return tokenizer.load(model.tokenizer)
+
+
+def build_model(model: vlm.Config, words: Tokenizer) -> vlm.VLM:
+    """Return a freshly initialised model whose vocabulary is the tokenizer's."""
+    section = model.model_copy(deep=True)
+    if section.text.vocab_size is None:
+        section.text.vocab_size = words.vocab_size
+    if section.text.vocab_size < words.vocab_size:
+        raise config.ConfigError(
+            f"model.text.vocab_size: {section.text.vocab_size} is too small, the tokenizer {model.tokenizer} "
+            f"has {words.vocab_size} ids; leave it out to take the tokenizer's size"
+        )
+    return vlm.VLM(section, end=words.end, pad=words.pad)
+
+
+def build_mixture(recipe: Recipe, words: Tokenizer) -> Mixture:
+    """Return model and objectives as one module; what the model cannot serve is refused before weights are built."""
+    objectives.refuse_unserved(recipe.objectives, vlm.VLM.provides)
+    dist.seed_step(recipe.run.seed, "weights")  # the same first weights on every rank
+    return objectives.build(recipe.objectives, build_model(recipe.model, words))
+
+
+def build_loader(recipe: Recipe, words: Tokenizer) -> loader.Loader:
+    """Return the training batches of this rank."""
+    return loader.Loader(
+        recipe.data,
+        batch_size=recipe.train.batch_size,
+        seed=recipe.run.seed,
+        transform=build_transform(recipe.model),
+        composer=build_composer(recipe.model, words),
+        rank=dist.rank(),
+        world=dist.world(),
+    )
+
+
+def architecture(recipe: Recipe, words: Tokenizer) -> dict[str, Any]:
+    """Return what must not change when a run goes on: towers, vocabulary and what their outputs mean."""
+    tree = recipe.model.model_dump(mode="json", exclude={"tokenizer"})
+    return {"model": tree, "tokenizer": words.fingerprint, "objectives": sorted(recipe.objectives)}
