@@ -1,0 +1,307 @@
+"""IconCaps: 1,949 named and tagged emoji drawn by seven hands, about 45 MB of shards in a minute.
+
+Source: npm packages. Names and keywords: emojibase-data (MIT). Pictures: @iconify-json/twemoji (CC-BY-4.0),
+@iconify-json/emojione (CC-BY-4.0), @iconify-json/fxemoji (Apache-2.0), @iconify-json/fluent-emoji-flat (MIT),
+@lobehub/fluent-emoji-3d (MIT), @iconify-json/noto and @iconify-json/noto-v1 (Apache-2.0).
+
+Two things are held out: the hand of noto (test) with its older set noto-v1 (validation), and a tenth of the
+concepts, chosen by the hash of their hexcode, out of every training style ("unseen"). Flags are trained on and
+never scored. The few-shot shards sort the test style into emojibase's subgroups.
+
+    python -m data_tools build --recipe iconcaps --out data/iconcaps
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from data_tools import _npm
+from data_tools.recipes import _sheet
+from data_tools.recipes._draw import OVERSAMPLE, render_all
+from data_tools.recipes._emoji import NAMES, STYLES, Concept, Style, read_concepts, read_drawings
+from pretrain.data import format as shards
+
+LEAST_MEMBERS = 20  # a subgroup with fewer pictures is no few-shot class
+PLAIN = {"food-prepared": "cooked or prepared food", "face-concerned": "concerned faces", "person": "people"}
+
+
+class Sample(NamedTuple):
+    """One record before its pixels are read."""
+
+    key: str
+    style: str
+    hexcode: str
+    caption: str
+    record: dict[str, Any]
+
+
+def add_arguments(parser: argparse._ArgumentGroup) -> None:
+    """Add the recipe's own options."""
+    parser.add_argument("--size", type=int, default=64, help="pixels a side (default 64)")
+    parser.add_argument("--cache", type=Path, default=None, help="where downloads are kept (default: the user's cache)")
+    parser.add_argument("--vocab-size", type=int, default=4096, help="tokens of the BPE (default 4096)")
+    parser.add_argument("--shard-size", type=int, default=512, help="samples a shard (default 512)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that draw")
+
+
+def build(args: argparse.Namespace) -> int:
+    """Fetch, draw, split and write; what is there already is kept."""
+    cache = args.cache or _npm.cache_folder()
+    paths = _npm.fetch([NAMES, *(style.package for style in STYLES)], cache)
+    concepts = read_concepts(paths[NAMES])
+    drawings = {style.name: read_drawings(style, paths[style.package], concepts) for style in STYLES}
+    classes = scored_classes(concepts, drawings)
+    plan = {**main_splits(concepts, drawings, classes), **few_shot_splits(concepts, drawings)}
+    mark = _fingerprint(args, plan, drawings)
+    if is_complete(args.out, mark):
+        print(f"{args.out} is complete and up to date")
+        return 0
+    pictures = _pictures(drawings, cache / "rendered", size=args.size, workers=args.workers)
+    _write(args, plan, classes, pictures, mark)
+    _sheet.write(args.out / "contact_sheet.png", concepts, pictures, size=args.size)
+    return 0
+
+
+def captions(concept: Concept) -> list[str]:
+    """Return the sentences that may stand under a picture of a concept; the first is its plain name."""
+    label, tags = concept.label, [tag for tag in concept.tags if tag != concept.label]
+    pairs = [", ".join([label, *tags[at : at + 2]]) for at in range(0, len(tags), 2)]
+    tagged = [f"an icon of {', '.join(tags[at : at + 3])}" for at in range(0, len(tags), 3)]
+    return [label, f"an icon of {label}", f"a picture of {label}", f"a drawing of {label}", *pairs, *tagged]
+
+
+def scored_classes(concepts: Sequence[Concept], drawings: Mapping[str, Mapping]) -> dict[str, dict[str, str]]:
+    """Return {hexcode: entry of classes.json}: what the test style draws, less flags and what nobody could learn."""
+    tested = {hexcode for style in STYLES if style.role == "test" for hexcode in drawings[style.name]}
+    taught = {hexcode for style in STYLES if style.role == "train" for hexcode in drawings[style.name]}
+    return {
+        c.hexcode: {"name": c.label, "group": "unseen" if c.is_unseen else "seen", "hexcode": c.hexcode}
+        for c in concepts
+        if c.hexcode in tested and not c.is_flag and (c.is_unseen or c.hexcode in taught)
+    }
+
+
+def main_splits(
+    concepts: Sequence[Concept], drawings: Mapping[str, Mapping], classes: Mapping[str, Any]
+) -> dict[str, list[Sample]]:
+    """Return the samples of train, validation and test, each in an order that mixes styles and subjects."""
+    number = {hexcode: at for at, hexcode in enumerate(classes)}
+    splits: dict[str, list[Sample]] = {"train": [], "validation": [], "test": []}
+    for style in STYLES:
+        for concept in concepts:
+            fits = not concept.is_unseen if style.role == "train" else concept.hexcode in number
+            if fits and concept.hexcode in drawings[style.name]:
+                extra = {"class": number[concept.hexcode]} if concept.hexcode in number else {}
+                splits[style.role].append(_sample(style, concept, prefix="", extra=extra))
+    return {name: _shuffled(samples) for name, samples in splits.items()}
+
+
+def few_shot_splits(concepts: Sequence[Concept], drawings: Mapping[str, Mapping]) -> dict[str, list[Sample]]:
+    """Return the test style by subgroup, cut 60/20/20 by the hash of the hexcode inside each subgroup."""
+    style = next(style for style in STYLES if style.role == "test")
+    members: dict[str, list[Concept]] = {}
+    for concept in concepts:
+        if concept.hexcode in drawings[style.name] and concept.subgroup_key and concept.group != "flags":
+            members.setdefault(concept.subgroup_key, []).append(concept)
+    large = [group for group in members.values() if len(group) >= LEAST_MEMBERS]
+    splits: dict[str, list[Sample]] = {f"fewshot-{part}": [] for part in ("train", "validation", "test")}
+    for number, group in enumerate(large):
+        extra = {"class": number, "name": plain_name(group[0])}
+        for rank, concept in enumerate(sorted(group, key=lambda c: _hash(c.hexcode))):
+            share = rank / len(group)
+            part = "train" if share < 0.6 else "validation" if share < 0.8 else "test"
+            splits[f"fewshot-{part}"].append(_sample(style, concept, prefix="fewshot-", extra=extra))
+    return {name: _shuffled(samples) for name, samples in splits.items()}
+
+
+def plain_name(concept: Concept) -> str:
+    """Return the name of a concept's subgroup as one would say it."""
+    words = PLAIN.get(concept.subgroup_key, concept.subgroup)
+    return words.replace(" & ", " and ").replace(" / ", " or ")
+
+
+def is_complete(folder: Path, mark: str) -> bool:
+    """Return whether the folder holds exactly what this call would write."""
+    manifest = shards.read_manifest(folder)
+    if manifest["meta"].get("fingerprint") != mark:
+        return False
+    try:
+        return all(
+            len(shards.read_index(folder / name)) == row["samples"] and (folder / name).stat().st_size == row["bytes"]
+            for name, row in manifest["shards"].items()
+        )
+    except (OSError, shards.ShardError):
+        return False
+
+
+def _sample(style: Style, concept: Concept, *, prefix: str, extra: Mapping[str, Any]) -> Sample:
+    sentences = captions(concept)
+    record = {
+        "captions": sentences,
+        "label": concept.label,
+        "tags": list(concept.tags),
+        "hexcode": concept.hexcode,
+        "style": style.name,
+        "group": concept.group,
+        "subgroup": concept.subgroup,
+        "seen": not concept.is_unseen,
+        **extra,
+    }
+    return Sample(f"{prefix}{style.name}-{concept.hexcode.lower()}", style.name, concept.hexcode, sentences[0], record)
+
+
+def _hash(text: str) -> str:
+    return sha256(text.encode()).hexdigest()
+
+
+def _shuffled(samples: Iterable[Sample]) -> list[Sample]:
+    return sorted(samples, key=lambda sample: _hash(sample.key))
+
+
+def _fingerprint(args: argparse.Namespace, plan: Mapping[str, list[Sample]], drawings: Mapping[str, Mapping]) -> str:
+    """Return a hash of all that decides about the output; a change of captions or pins changes it."""
+    parts = [repr((args.size, args.vocab_size, args.shard_size, OVERSAMPLE))]
+    parts += [json.dumps([name, samples]) for name, samples in plan.items()]
+    parts += [_digest(drawing) for drawing in drawings.values()]
+    return _hash("\n".join(parts))
+
+
+def _digest(drawings: Mapping[str, str | bytes]) -> str:
+    total = sha256()
+    for hexcode, drawing in drawings.items():
+        total.update(hexcode.encode() + b"\0" + (drawing.encode() if isinstance(drawing, str) else drawing) + b"\0")
+    return total.hexdigest()
+
+
+def _pictures(
+    drawings: Mapping[str, Mapping[str, str | bytes]], folder: Path, *, size: int, workers: int
+) -> dict[str, dict[str, bytes]]:
+    """Return {style: {hexcode: PNG}}; each style is kept once drawn, under the hash of what was drawn."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = {}
+    with tqdm(total=sum(map(len, drawings.values())), unit="picture", desc="draw") as bar:
+        for style, sources in drawings.items():
+            path = folder / f"{style}-{size}px-{_hash(f'{OVERSAMPLE} {_digest(sources)}')[:16]}.tar"
+            if not _is_readable(path):
+                with shards.ShardWriter(path) as writer:
+                    for hexcode, data in render_all(sources, size=size, workers=workers):
+                        writer.add(hexcode, {"png": data})
+                        bar.update()
+            with open(path, "rb") as file:
+                entries = shards.read_index(path)
+                pictures[style] = {entry.key: shards.read_members(file, entry)["png"] for entry in entries}
+            bar.update(sum(map(len, pictures.values())) - bar.n)
+    return pictures
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        return bool(shards.read_index(path))
+    except (OSError, shards.ShardError):
+        return False
+
+
+def _write(
+    args: argparse.Namespace,
+    plan: Mapping[str, list[Sample]],
+    classes: Mapping[str, Mapping[str, str]],
+    pictures: Mapping[str, Mapping[str, bytes]],
+    mark: str,
+) -> None:
+    """Write everything but the contact sheet; dataset.json comes last and vouches for the rest."""
+    out = args.out
+    out.mkdir(parents=True, exist_ok=True)
+    stale = set(shards.read_manifest(out)["shards"])
+    (out / shards.MANIFEST).unlink(missing_ok=True)
+    counts = {}
+    for split, samples in plan.items():
+        parts = -(-len(samples) // args.shard_size)
+        for number in range(parts):  # of equal size, so that no lane gets a short one
+            path = out / f"{split}-{number:05d}.tar"
+            with shards.ShardWriter(path) as writer:
+                for sample in samples[len(samples) * number // parts : len(samples) * (number + 1) // parts]:
+                    writer.add(sample.key, _members(sample, pictures))
+            counts[path.name] = (len(writer.entries), path.stat().st_size)
+    for name in stale - set(counts):  # a build with other sizes left more shards
+        (out / name).unlink(missing_ok=True)
+        shards.index_path(out / name).unlink(missing_ok=True)
+    _json(out / "classes.json", list(classes.values()))
+    named = {s.record["class"]: s.record["name"] for s in plan["fewshot-train"]}
+    _json(out / "fewshot-classes.json", [{"name": named[number]} for number in sorted(named)])
+    (out / "LICENSES.md").write_text(licences(), encoding="utf-8")
+    _tokenizer(out / "tokenizer", plan["train"], vocab_size=args.vocab_size)
+    shards.write_manifest(out, counts, _meta(args, plan, classes, pictures, mark))
+    for split, samples in plan.items():
+        print(f"{split:<20}{len(samples):>6} samples")
+    print(f"{args.out}: {len(counts)} shards, {sum(size for _, size in counts.values()) / 1e6:.0f} MB")
+
+
+def _members(sample: Sample, pictures: Mapping[str, Mapping[str, bytes]]) -> dict[str, bytes]:
+    return {
+        "png": pictures[sample.style][sample.hexcode],
+        "txt": sample.caption.encode(),
+        "json": json.dumps(sample.record, ensure_ascii=False).encode(),
+    }
+
+
+def _tokenizer(folder: Path, samples: Sequence[Sample], *, vocab_size: int) -> None:
+    """Train the BPE on every training sentence once: how many styles draw a concept says nothing about words."""
+    from pretrain.data import tokenizer  # slow to import
+
+    texts = dict.fromkeys(text for sample in samples for text in sample.record["captions"])
+    tokenizer.train(sorted(texts), vocab_size=vocab_size).save(folder)
+
+
+def _meta(
+    args: argparse.Namespace,
+    plan: Mapping[str, list[Sample]],
+    classes: Mapping[str, Mapping[str, str]],
+    pictures: Mapping[str, Mapping[str, bytes]],
+    mark: str,
+) -> dict[str, Any]:
+    groups = [row["group"] for row in classes.values()]
+    return {
+        "recipe": "iconcaps",
+        "size": args.size,
+        "styles": {
+            style.name: {
+                "package": f"{style.package.name}@{style.package.version}",
+                "role": style.role,
+                "licence": style.licence,
+                "pictures": len(pictures[style.name]),
+            }
+            for style in STYLES
+        },
+        "names": f"{NAMES.name}@{NAMES.version}",
+        "samples": {split: len(samples) for split, samples in plan.items()},
+        "classes": {group: groups.count(group) for group in ("seen", "unseen")},
+        "fingerprint": mark,
+    }
+
+
+def licences() -> str:
+    """Return the text of LICENSES.md: whose pictures these are and what they ask for."""
+    lines = [
+        "# Licences of the pictures and names in this data set",
+        "",
+        "The pictures were drawn by the people below, turned into small bitmaps on white, and not changed otherwise.",
+        "CC-BY-4.0 asks you to name the author when you show or share them.",
+        "",
+        "| style | package | author | licence |",
+        "|---|---|---|---|",
+    ]
+    for style in STYLES:
+        package = f"{style.package.name} {style.package.version}"
+        lines.append(f"| {style.name} | {package} | {style.author} | {style.licence} |")
+    lines.append(f"| names and keywords | {NAMES.name} {NAMES.version} | Miles Johnson | MIT |")
+    return "\n".join(lines) + "\n"
+
+
+def _json(path: Path, tree: Any) -> None:
+    shards.write_atomic(path, json.dumps(tree, indent=1, ensure_ascii=False).encode() + b"\n")
