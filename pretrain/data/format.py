@@ -66,6 +66,11 @@ def scan(path: str | Path) -> list[Entry]:
                             f"shard {path}: two members are called {member.name!r}; rebuild the shard with unique keys"
                         )
                     entries[key][extension] = (member.offset_data, member.size)
+            stop = tar.offset
+        with open(path, "rb") as file:  # tarfile takes a damaged header in mid-file for the end of the archive
+            file.seek(stop)
+            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise tarfile.ReadError(f"the header at byte {stop} of {size} is damaged")
     except FileNotFoundError:
         raise ShardError(f"shard {path}: no such file; check data.shards and its braces") from None
     except (tarfile.TarError, EOFError, OSError) as error:
@@ -76,15 +81,53 @@ def scan(path: str | Path) -> list[Entry]:
     return [Entry(key, members) for key, members in entries.items()]
 
 
-def write_index(shard: str | Path, entries: Iterable[Entry]) -> Path:
-    """Write the index of a local shard under its final name only when it is complete; return its path."""
+def index_bytes(shard: str | Path, entries: Iterable[Entry]) -> bytes:
+    """Return what the index of a local shard holds."""
     lines = [f"diptych-index {VERSION} {os.path.getsize(shard)}"]
     for key, members in entries:
-        cells = [f"{ext}:{offset}:{size}" for ext, (offset, size) in members.items()]
-        lines.append("\t".join([json.dumps(key, ensure_ascii=False), *cells]))
+        cells = [f"{json.dumps(ext)[1:-1]}:{offset}:{size}" for ext, (offset, size) in members.items()]
+        lines.append("\t".join([json.dumps(key), *cells]))
+    return "\n".join(lines).encode() + b"\n"
+
+
+def write_index(shard: str | Path, entries: Iterable[Entry]) -> Path:
+    """Write the index of a local shard under its final name only when it is complete; return its path."""
     path = index_path(shard)
-    write_atomic(path, "\n".join(lines).encode() + b"\n")
+    write_atomic(path, index_bytes(shard, entries))
     return path
+
+
+def read_head(head: bytes, shard: str | Path) -> None:
+    """Check the first line of an index.
+
+    Raises:
+        ShardError: it is no index, of another version, or made for a tar of another length.
+    """
+    again = f"run `python -m data_tools index {shard}`"
+    try:
+        word, version, size = head.decode("ascii").split(" ")
+        length = int(size)
+        if (word, int(version)) != ("diptych-index", VERSION):
+            raise ValueError(f"version {version}, expected {VERSION}")
+    except ValueError as error:
+        raise ShardError(f"index {index_path(shard)}: not readable ({error}); {again}") from error
+    if length != os.path.getsize(shard):
+        raise ShardError(
+            f"index {index_path(shard)}: made for a tar of {length} bytes, {shard} has {os.path.getsize(shard)}: "
+            f"fetch the shard again if it was cut off, or {again}"
+        )
+
+
+def read_row(row: bytes) -> Entry:
+    """Return the sample that one line of an index names.
+
+    Raises:
+        ValueError: the line is not of that form.
+    """
+    key, *cells = row.decode("ascii").split("\t")
+    places = (cell.rsplit(":", 2) for cell in cells)
+    members = {json.loads(f'"{ext}"') if "\\" in ext else ext: (int(at), int(size)) for ext, at, size in places}
+    return Entry(json.loads(key), members)
 
 
 def read_index(shard: str | Path) -> list[Entry]:
@@ -94,34 +137,27 @@ def read_index(shard: str | Path) -> list[Entry]:
         ShardError: the index is broken or belongs to a tar of another length.
         FileNotFoundError: there is no index.
     """
-    path = index_path(shard)
-    again = f"run `python -m data_tools index {shard}`"
-    with open(path, encoding="utf-8") as file:
-        head, *rows = file.read().splitlines()
+    head, *rows = index_path(shard).read_bytes().removesuffix(b"\n").split(b"\n")
+    read_head(head, shard)
     try:
-        word, version, size = head.split(" ")
-        entries = []
-        for row in rows:
-            key, *cells = row.split("\t")
-            places = (cell.rsplit(":", 2) for cell in cells)
-            entries.append(Entry(json.loads(key), {ext: (int(at), int(n)) for ext, at, n in places}))
-        if (word, int(version)) != ("diptych-index", VERSION):
-            raise ValueError(f"version {version}, expected {VERSION}")
+        return [read_row(row) for row in rows]
     except ValueError as error:
-        raise ShardError(f"index {path}: not readable ({error}); {again}") from error
-    if int(size) != os.path.getsize(shard):
-        raise ShardError(f"index {path}: made for a tar of {size} bytes, {shard} has another length; {again}")
-    return entries
+        raise ShardError(
+            f"index {index_path(shard)}: not readable ({error}); run `python -m data_tools index {shard}`"
+        ) from error
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that its final name never shows half of it, even after a power cut."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(part, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    part = path.with_name(f".{path.name}.{os.urandom(6).hex()}.part")  # machines that share a disk may share a pid
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 class ShardWriter:
@@ -133,7 +169,7 @@ class ShardWriter:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.entries: list[Entry] = []
-        self._part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        self._part = self.path.with_name(f".{self.path.name}.{os.urandom(6).hex()}.part")
         self._file: IO[bytes] = open(self._part, "wb")  # noqa: SIM115 (closed in close or abort)
         self._keys: set[str] = set()
 
