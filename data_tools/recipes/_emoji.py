@@ -16,7 +16,7 @@ from data_tools._npm import Package
 from pretrain.data.format import ShardError
 
 NAMES = Package("emojibase-data", "17.0.0")
-UNSEEN_OF = 10  # one concept in so many is held out of every training style
+UNSEEN = 0.1  # this share of the concepts is held out of every training style
 
 
 class Style(NamedTuple):
@@ -62,7 +62,7 @@ class Concept(NamedTuple):
     @property
     def is_unseen(self) -> bool:
         """Whether the concept is held out of every training style, by hash: the same on every machine."""
-        return int(sha256(self.hexcode.encode()).hexdigest(), 16) % UNSEEN_OF == 0
+        return int(sha256(self.hexcode.encode()).hexdigest(), 16) / 2**256 < UNSEEN
 
 
 def read_concepts(path: Path) -> list[Concept]:
@@ -100,7 +100,7 @@ def match(icons: dict[str, Any], chars: dict[str, str], concepts: Sequence[Conce
         lambda concept: [_resolve(icons, by_code.get(_code(concept.hexcode), ""))],
         lambda concept: slugs(concept.label),
         lambda concept: [_resolve(icons, slug) for slug in slugs(concept.label)],
-        lambda concept: [slug.replace("flag-", "flag-for-", 1) for slug in slugs(concept.label)],
+        lambda concept: [_resolve(icons, slug.replace("flag-", "flag-for-", 1)) for slug in slugs(concept.label)],
         lambda concept: [slug.replace("regional-indicator-", "letter-", 1) for slug in slugs(concept.label)],
         lambda concept: [f"{slug}-face" for slug in slugs(concept.label)],
         lambda concept: [slug.replace("-", "") for slug in slugs(concept.label)],

@@ -19,9 +19,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
-from data_tools import _npm
+from data_tools import _npm, _progress
 from data_tools.recipes import _sheet
 from data_tools.recipes._draw import OVERSAMPLE, render_all
 from data_tools.recipes._emoji import NAMES, STYLES, Concept, Style, read_concepts, read_drawings
@@ -63,8 +61,15 @@ def build(args: argparse.Namespace) -> int:
         print(f"{args.out} is complete and up to date")
         return 0
     pictures = _pictures(drawings, cache / "rendered", size=args.size, workers=args.workers)
-    _write(args, plan, classes, pictures, mark)
+    counts = _write_shards(args.out, plan, pictures, shard_size=args.shard_size)
+    _write_extras(args.out, plan, classes)
+    _write_tokenizer(args.out / "tokenizer", plan["train"], vocab_size=args.vocab_size)
     _sheet.write(args.out / "contact_sheet.png", concepts, pictures, size=args.size)
+    # last: it vouches for all the rest
+    shards.write_manifest(args.out, counts, _meta(args, plan, classes, pictures, mark))
+    for split, samples in plan.items():
+        print(f"{split:<20}{len(samples):>6} samples")
+    print(f"{args.out}: {len(counts)} shards, {sum(size for _, size in counts.values()) / 1e6:.0f} MB")
     return 0
 
 
@@ -185,7 +190,7 @@ def _pictures(
     """Return {style: {hexcode: PNG}}; each style is kept once drawn, under the hash of what was drawn."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {}
-    with tqdm(total=sum(map(len, drawings.values())), unit="picture", desc="draw") as bar:
+    with _progress.bar(sum(map(len, drawings.values())), doing="draw", unit="picture") as bar:
         for style, sources in drawings.items():
             path = folder / f"{style}-{size}px-{_hash(f'{OVERSAMPLE} {_digest(sources)}')[:16]}.tar"
             if not _is_readable(path):
@@ -207,39 +212,38 @@ def _is_readable(path: Path) -> bool:
         return False
 
 
-def _write(
-    args: argparse.Namespace,
+def _write_shards(
+    out: Path,
     plan: Mapping[str, list[Sample]],
-    classes: Mapping[str, Mapping[str, str]],
     pictures: Mapping[str, Mapping[str, bytes]],
-    mark: str,
-) -> None:
-    """Write everything but the contact sheet; dataset.json comes last and vouches for the rest."""
-    out = args.out
+    *,
+    shard_size: int,
+) -> dict[str, tuple[int, int]]:
+    """Write all shards, remove those that an earlier build left, and return {name: (samples, bytes)}."""
     out.mkdir(parents=True, exist_ok=True)
     stale = set(shards.read_manifest(out)["shards"])
     (out / shards.MANIFEST).unlink(missing_ok=True)
     counts = {}
     for split, samples in plan.items():
-        parts = -(-len(samples) // args.shard_size)
+        parts = -(-len(samples) // shard_size)
         for number in range(parts):  # of equal size, so that no lane gets a short one
             path = out / f"{split}-{number:05d}.tar"
             with shards.ShardWriter(path) as writer:
                 for sample in samples[len(samples) * number // parts : len(samples) * (number + 1) // parts]:
                     writer.add(sample.key, _members(sample, pictures))
             counts[path.name] = (len(writer.entries), path.stat().st_size)
-    for name in stale - set(counts):  # a build with other sizes left more shards
-        (out / name).unlink(missing_ok=True)
-        shards.index_path(out / name).unlink(missing_ok=True)
+    for name in stale - set(counts):
+        (out / Path(name).name).unlink(missing_ok=True)
+        shards.index_path(out / Path(name).name).unlink(missing_ok=True)
+    return counts
+
+
+def _write_extras(out: Path, plan: Mapping[str, list[Sample]], classes: Mapping[str, Mapping[str, str]]) -> None:
+    """Write the names of the classes, and whose pictures these are."""
     _json(out / "classes.json", list(classes.values()))
-    named = {s.record["class"]: s.record["name"] for s in plan["fewshot-train"]}
+    named = {sample.record["class"]: sample.record["name"] for sample in plan["fewshot-train"]}
     _json(out / "fewshot-classes.json", [{"name": named[number]} for number in sorted(named)])
     (out / "LICENSES.md").write_text(licences(), encoding="utf-8")
-    _tokenizer(out / "tokenizer", plan["train"], vocab_size=args.vocab_size)
-    shards.write_manifest(out, counts, _meta(args, plan, classes, pictures, mark))
-    for split, samples in plan.items():
-        print(f"{split:<20}{len(samples):>6} samples")
-    print(f"{args.out}: {len(counts)} shards, {sum(size for _, size in counts.values()) / 1e6:.0f} MB")
 
 
 def _members(sample: Sample, pictures: Mapping[str, Mapping[str, bytes]]) -> dict[str, bytes]:
@@ -250,9 +254,9 @@ def _members(sample: Sample, pictures: Mapping[str, Mapping[str, bytes]]) -> dic
     }
 
 
-def _tokenizer(folder: Path, samples: Sequence[Sample], *, vocab_size: int) -> None:
+def _write_tokenizer(folder: Path, samples: Sequence[Sample], *, vocab_size: int) -> None:
     """Train the BPE on every training sentence once: how many styles draw a concept says nothing about words."""
-    from pretrain.data import tokenizer  # slow to import
+    from pretrain.data import tokenizer  # imported late: slow, and only a build needs it
 
     texts = dict.fromkeys(text for sample in samples for text in sample.record["captions"])
     tokenizer.train(sorted(texts), vocab_size=vocab_size).save(folder)
