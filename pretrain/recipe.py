@@ -12,10 +12,14 @@ from pretrain.data import loader, tokenizer
 from pretrain.data.compose import Composer
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.transforms import Transform
-from pretrain.engine import checkpoint, monitor, optim, trainer, zero
-from pretrain.evals import base as evals
+from pretrain.engine.checkpoint import Config as Checkpoint
+from pretrain.engine.monitor import Config as Monitor
+from pretrain.engine.optim import Config as Optim
+from pretrain.engine.trainer import Config as Train
+from pretrain.engine.zero import Config as Zero
+from pretrain.evals.base import Config as EvalConfig
 from pretrain.models import vlm
-from pretrain.objectives import base as objectives
+from pretrain.objectives import base as objective_base
 from pretrain.objectives.base import Mixture
 
 
@@ -53,13 +57,13 @@ class Recipe(Section):
     run: Run
     data: loader.Config
     model: vlm.Config = Field(default_factory=vlm.Config)
-    objectives: dict[str, SerializeAsAny[objectives.Config]]
-    train: trainer.Config
-    optim: optim.Config = Field(default_factory=optim.Config)
-    zero: zero.Config = Field(default_factory=zero.Config)
-    checkpoint: checkpoint.Config = Field(default_factory=checkpoint.Config)
-    monitor: monitor.Config = Field(default_factory=monitor.Config)
-    evals: dict[str, SerializeAsAny[evals.Config]] = Field(default_factory=dict)
+    objectives: dict[str, SerializeAsAny[objective_base.Config]]
+    train: Train
+    optim: Optim = Field(default_factory=Optim)
+    zero: Zero = Field(default_factory=Zero)
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint)
+    monitor: Monitor = Field(default_factory=Monitor)
+    evals: dict[str, SerializeAsAny[EvalConfig]] = Field(default_factory=dict)
 
     @field_validator("objectives", mode="before")
     @classmethod
@@ -103,9 +107,9 @@ def build_model(model: vlm.Config, words: Tokenizer) -> vlm.VLM:
 
 def build_mixture(recipe: Recipe, words: Tokenizer) -> Mixture:
     """Return model and objectives as one module; what the model cannot serve is refused before weights are built."""
-    objectives.refuse_unserved(recipe.objectives, vlm.VLM.provides)
+    objective_base.refuse_unserved(recipe.objectives, vlm.VLM.provides)
     dist.seed_step(recipe.run.seed, "weights")  # the same first weights on every rank
-    return objectives.build(recipe.objectives, build_model(recipe.model, words))
+    return objective_base.build(recipe.objectives, build_model(recipe.model, words))
 
 
 def build_loader(recipe: Recipe, words: Tokenizer) -> loader.Loader:

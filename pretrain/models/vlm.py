@@ -13,14 +13,15 @@ from torch.nn import functional as F
 
 from pretrain.batch import Batch
 from pretrain.config import Section
-from pretrain.models import text, vision
+from pretrain.models import text as text_towers
+from pretrain.models import vision as vision_towers
 
 
 class Config(Section):
     """`model:` towers, joint width, tokenizer and the learned temperature."""
 
-    vision: vision.Config = Field(default_factory=vision.Config)
-    text: text.Config = Field(default_factory=text.Config)
+    vision: vision_towers.Config = Field(default_factory=vision_towers.Config)
+    text: text_towers.Config = Field(default_factory=text_towers.Config)
     embed_dim: int = Field(default=512, gt=0)
     tokenizer: str = "clip"  #: `clip`, or a transformers tokenizer folder
     logit_scale: float = math.log(1 / 0.07)  #: start of the learned log temperature (CLIP; SigLIP: ln 10)
@@ -36,8 +37,8 @@ class VLM(nn.Module):
     def __init__(self, config: Config, *, end: int, pad: int) -> None:
         super().__init__()
         self.config = config
-        self.vision = vision.VisionTower(config.vision, config.embed_dim)
-        self.text = text.build(config.text, config.embed_dim, end=end, pad=pad)
+        self.vision = vision_towers.VisionTower(config.vision, config.embed_dim)
+        self.text = text_towers.build(config.text, config.embed_dim, end=end, pad=pad)
         self.logit_scale = nn.Parameter(torch.tensor([config.logit_scale]))  # [1]: DeepSpeed fails on 0-dim
         self.logit_bias = None if config.logit_bias is None else nn.Parameter(torch.tensor([config.logit_bias]))
 
@@ -58,12 +59,12 @@ class Encodings:
         self.model, self.batch = model, batch
 
     @cached_property
-    def _vision(self) -> vision.Output:
+    def _vision(self) -> vision_towers.Output:
         assert self.batch.image_NCHW is not None, "the batch has no images"
         return self.model.vision(self.batch.image_NCHW)
 
     @cached_property
-    def _text(self) -> text.Output:
+    def _text(self) -> text_towers.Output:
         assert self.batch.tokens_BT is not None, "the batch has no text"
         return self.model.text(self.batch.tokens_BT)
 

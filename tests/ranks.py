@@ -1,0 +1,175 @@
+"""A pool of gloo ranks for tests: processes that have imported torch and deepspeed already, started once a session.
+
+    def job(stage, seed):              # a top-level function of any importable module, called on every rank
+        ...dist.rank(), dist.world(), collectives, deepspeed...
+        return result                  # anything that pickles
+
+    def test_it(ranks):                # the fixture of tests/conftest.py; or `from tests.ranks import POOL`
+        first, second = ranks.run(2, job, 1, seed=0)        # results in rank order
+
+Each call gets a fresh process group (a new file store) and leaves none behind; world 1 runs in a worker as well. A rank
+that raises makes the call raise RankError with its traceback; ranks that hang are killed after `timeout` seconds (5 when
+another rank has failed), with their stacks in the message; the next call starts new ones. Workers run one thread each.
+"""
+
+import atexit
+import contextlib
+import faulthandler
+import gc
+import importlib
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+GRACE = 5.0
+
+
+class RankError(AssertionError):
+    """A rank raised or hung; the message carries its traceback."""
+
+
+class _Worker:
+    def __init__(self, rank: int) -> None:
+        ours, theirs = socket.socketpair()
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the worker)
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+        env["PYTHONPATH"] = os.pathsep.join([str(ROOT), env.get("PYTHONPATH", "")])
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.ranks", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=env,
+        )
+        theirs.close()
+        self.pipe = Connection(ours.detach())
+        self.rank = rank
+
+    def tail(self) -> str:
+        self.log.seek(0)
+        return self.log.read().decode(errors="replace")[-4000:]
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.pipe.close()
+
+
+class Pool:
+    """Workers, started when first wanted."""
+
+    def __init__(self) -> None:
+        self._workers: list[_Worker] = []
+        atexit.register(self.close)
+
+    def run(
+        self, world: int, function: Callable[..., Any], *args: Any, timeout: float = 120, **kwargs: Any
+    ) -> list[Any]:
+        """Return what `function(*args, **kwargs)` returned on each of `world` ranks."""
+        while len(self._workers) < world:
+            self._workers.append(_Worker(len(self._workers)))
+        busy = self._workers[:world]
+        with tempfile.TemporaryDirectory() as folder:
+            for w in busy:
+                call = (function.__module__, function.__qualname__, args, kwargs)
+                w.pipe.send_bytes(pickle.dumps((w.rank, world, os.path.join(folder, "store"), call)))
+            results = self._collect(busy, time.monotonic() + timeout)
+        failed = [(rank, text) for rank, (ok, text) in sorted(results.items()) if not ok]
+        hung = [w for w in busy if w.rank not in results]
+        if failed or hung:
+            message = "\n".join(f"rank {rank} of {world} failed:\n{text}" for rank, text in failed)
+            message += "".join(f"\nrank {w.rank} of {world} hung:\n{self._stack(w)}" for w in hung)
+            self.close()
+            raise RankError(message)
+        return [results[w.rank][1] for w in busy]
+
+    def _collect(self, busy: list[_Worker], deadline: float) -> dict[int, tuple[bool, Any]]:
+        results: dict[int, tuple[bool, Any]] = {}
+        while len(results) < len(busy) and time.monotonic() < deadline:
+            waiting = {w.pipe: w for w in busy if w.rank not in results}
+            for pipe in wait(list(waiting), max(0.0, deadline - time.monotonic())):
+                w = waiting[pipe]  # type: ignore[index]
+                try:
+                    results[w.rank] = pickle.loads(w.pipe.recv_bytes())
+                except (EOFError, OSError):
+                    results[w.rank] = (False, f"the process died with {w.process.wait()}\n{w.tail()}")
+                if not results[w.rank][0]:
+                    deadline = min(deadline, time.monotonic() + GRACE)
+        return results
+
+    def _stack(self, w: _Worker) -> str:
+        w.process.send_signal(signal.SIGUSR2)
+        time.sleep(0.3)
+        return w.tail()
+
+    def close(self) -> None:
+        """Kill all workers."""
+        for w in self._workers:
+            w.kill()
+        self._workers = []
+
+
+POOL = Pool()
+
+
+def _call(rank: int, world: int, store: str, call: tuple[str, str, tuple, dict]) -> Any:
+    import deepspeed
+    import torch.distributed as torch_dist
+    from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
+    from deepspeed.runtime.zero.partition_parameters import Init
+
+    from pretrain.engine import process
+
+    # ZeRO-3 numbers parameters and modules per process and compares the numbers between ranks; earlier calls, with
+    # fewer ranks, used them up unequally
+    Init.param_id = 0
+    DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__[0][0] = 0
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), LOCAL_SIZE=str(world))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="1")  # for code that reads them; the store is the file
+    process.quiet_deepspeed()
+    torch_dist.init_process_group("gloo", store=torch_dist.FileStore(store, world), rank=rank, world_size=world)
+    deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+    try:
+        module, name, args, kwargs = call
+        return getattr(importlib.import_module(module), name)(*args, **kwargs)
+    finally:
+        process.shutdown()
+        gc.unfreeze()  # trainers freeze
+        gc.collect()
+
+
+def _serve(pipe: Connection) -> None:
+    faulthandler.register(signal.SIGUSR2, all_threads=False)
+    import deepspeed  # noqa: F401
+    import torch
+
+    import pretrain.engine.process  # noqa: F401
+
+    torch.set_num_threads(1)
+    while True:
+        try:
+            rank, world, store, call = pickle.loads(pipe.recv_bytes())
+        except EOFError:
+            return
+        try:
+            answer = (True, _call(rank, world, store, call))
+        except BaseException:
+            answer = (False, traceback.format_exc())
+        with contextlib.suppress(BrokenPipeError):
+            pipe.send_bytes(pickle.dumps(answer))  # plain bytes: Connection.send would pass tensors as file handles
+
+
+if __name__ == "__main__":
+    _serve(Connection(int(sys.argv[1])))
