@@ -35,6 +35,7 @@ class Example:
     target: int = -1  #: class index, where a task has classes
     meta: dict[str, Any] = field(default_factory=dict)  #: the sample's json member, for evals and tasks
     draw: int = 0
+    shard: str = ""  #: the shard's path, as in Record
 
 
 @dataclass(slots=True)
@@ -52,7 +53,8 @@ class Batch:
     caption_B: Tensor | None = None  #: int64 hash of what makes two captions equal
     draw_B: Tensor | None = None  #: int64, the sample's hash, for draws on the device
     meta: list[dict[str, Any]] = field(default_factory=list)  #: each row's json member, for evals
-    bad: list[dict[str, str]] = field(default_factory=list)  #: samples replaced here: shard, key, reason
+    shards: list[str] = field(default_factory=list)  #: each row's shard: (shard, key) names a sample
+    bad: list[dict[str, str]] = field(default_factory=list)  #: samples replaced here: epoch, shard, key, reason
     filler: int = 0  #: trailing rows that only make the ranks' batch counts equal; evals drop them
 
     def __len__(self) -> int:

@@ -40,7 +40,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
             warnings.simplefilter("ignore")  # Pillow's own size warning: the cap below is stricter
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 width, height = image.size
-                if width * height > max_pixels:
+                if not 0 < width * height <= max_pixels:
                     raise DecodeError(f"image of {width} x {height} pixels is over data.max_pixels={max_pixels}")
                 image.load()
                 ImageOps.exif_transpose(image, in_place=True)

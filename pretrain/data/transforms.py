@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from pydantic import Field, field_validator
 
 from pretrain.config import Section
-from pretrain.data.decode import Pixels
+from pretrain.data.decode import MAX_PIXELS, BadSample, Pixels
 
 Floats = NDArray[np.float32]
 Size = tuple[int, int]
@@ -29,17 +29,19 @@ class Augment(Section):
 
     scale: tuple[float, float] = (0.9, 1.0)  #: share of the area that a crop keeps
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  #: width / height of a crop
-    flip: float = Field(0.0, ge=0, le=1)  #: probability of a mirror image
-    rotate: float = Field(0.0, ge=0, le=180)  #: degrees, drawn from [-rotate, rotate]
-    translate: float = Field(0.0, ge=0, le=1)  #: shift as a share of the side, drawn from [-translate, translate]
+    flip: float = Field(default=0.0, ge=0, le=1)  #: probability of a mirror image
+    rotate: float = Field(default=0.0, ge=0, le=180)  #: degrees, drawn from [-rotate, rotate]
+    translate: float = Field(
+        default=0.0, ge=0, le=1
+    )  #: shift as a share of the side, drawn from [-translate, translate]
     zoom: tuple[float, float] = (1.0, 1.0)  #: scale of the whole picture; below 1 shows `fill` around it
-    fill: int = Field(255, ge=0, le=255)  #: grey level of what rotate, translate and zoom uncover
-    brightness: float = Field(0.0, ge=0)  #: factor drawn from [1 - x, 1 + x], as for the next two
-    contrast: float = Field(0.0, ge=0)
-    saturation: float = Field(0.0, ge=0)
-    hue: float = Field(0.0, ge=0, le=0.5)  #: turn of the colour circle, drawn from [-hue, hue]
-    jitter: float = Field(1.0, ge=0, le=1)  #: probability that the four colour changes happen at all
-    grey: float = Field(0.0, ge=0, le=1)  #: probability of a grey picture
+    fill: int = Field(default=255, ge=0, le=255)  #: grey level of what rotate, translate and zoom uncover
+    brightness: float = Field(default=0.0, ge=0)  #: factor drawn from [1 - x, 1 + x], as for the next two
+    contrast: float = Field(default=0.0, ge=0)
+    saturation: float = Field(default=0.0, ge=0)
+    hue: float = Field(default=0.0, ge=0, le=0.5)  #: turn of the colour circle, drawn from [-hue, hue]
+    jitter: float = Field(default=1.0, ge=0, le=1)  #: probability that the four colour changes happen at all
+    grey: float = Field(default=0.0, ge=0, le=1)  #: probability of a grey picture
 
     @field_validator("scale", "ratio", "zoom")
     @classmethod
@@ -69,13 +71,19 @@ class Transform:
         self._std_C11 = np.array(std, dtype=np.float32)[:, None, None]
 
     def evaluate(self, image_HWC: Pixels) -> Floats:
-        """Return float32 [3, S, S]: resized, cropped at the centre, normalised. No randomness."""
+        """Return float32 [3, S, S]: resized, cropped at the centre, normalised. No randomness.
+
+        Raises:
+            BadSample: so narrow that its resized length is beyond memory.
+        """
         image = Image.fromarray(image_HWC)
         if self.resize_mode == "squash":
             return self._normalise(_resize(image, (self.size, self.size), self._filter))
         width, height = image.size
         short, long = min(width, height), max(width, height)
         scaled = int(self.size * long / short)
+        if scaled * self.size > MAX_PIXELS:  # a line of one pixel would grow to gigabytes
+            raise BadSample(f"image of {width} x {height} pixels is too narrow to be resized to {self.size}")
         image = _resize(image, (self.size, scaled) if width <= height else (scaled, self.size), self._filter)
         left, top = (round((side - self.size) / 2) for side in image.size)  # half to even, as torchvision
         return self._normalise(image.crop((left, top, left + self.size, top + self.size)))

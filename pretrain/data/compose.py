@@ -1,0 +1,90 @@
+"""Examples to token rows, rows to a Batch: which token sees what, and which one counts.
+
+Letters: B = rows, N = images, C H W = channels, height, width, T = tokens.
+Text is trimmed to the longest row of the batch. That is exact: causal text never looks right of its end token, and
+`valid_BT` hides the padding from everything else.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pretrain.batch import Batch, Example
+from pretrain.data.tokenizer import Tokenizer
+from pretrain.data.transforms import Floats
+from pretrain.dist import hash64
+
+IGNORE = -100
+
+
+@dataclass(slots=True)
+class Row:
+    """One transformed and tokenised sample."""
+
+    key: str
+    shard: str
+    images: list[Floats]  #: each float32 [C, H, W]
+    ids: list[int]
+    blocks: list[int]
+    labels: list[int]  #: the token itself where it counts, IGNORE elsewhere; models shift, rows do not
+    caption: int
+    draw: int
+    target: int = -1
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+class Composer:
+    """Puts the text of examples together for causal towers: every token sees itself and what is before it."""
+
+    def __init__(self, tokenizer: Tokenizer, *, context_length: int) -> None:
+        tokenizer.wrap([], context_length)  # refuses a context without room for the specials
+        self.tokenizer = tokenizer
+        self.context_length = context_length
+
+    def row(self, example: Example, images: list[Floats]) -> Row:
+        """Return an example as a row; the prefix is given, the suffix and the end token are learned."""
+        prefix = self.tokenizer.ids(example.prefix) if example.prefix else []
+        ids = self.tokenizer.wrap([*prefix, *self.tokenizer.ids(example.suffix)], self.context_length)
+        given = len(prefix) + (self.tokenizer.start is not None)
+        labels = [IGNORE if place < given else token for place, token in enumerate(ids)]
+        same = example.group or " ".join(f"{example.prefix} {example.suffix}".split()).lower()
+        return Row(
+            key=example.key,
+            shard=example.shard,
+            images=images,
+            ids=ids,
+            blocks=[1] * len(ids),
+            labels=labels,
+            caption=hash64("caption", same),
+            draw=example.draw,
+            target=example.target,
+            meta=example.meta,
+        )
+
+    def collate(self, rows: list[Row]) -> Batch:
+        """Return rows as a Batch; its text is as long as its longest row."""
+        length = max(len(row.ids) for row in rows)
+        images = [image_CHW for row in rows for image_CHW in row.images]
+        owners = [number for number, row in enumerate(rows) for _ in row.images]
+        valid_BT = torch.arange(length) < torch.tensor([[len(row.ids)] for row in rows])
+        return Batch(
+            keys=[row.key for row in rows],
+            shards=[row.shard for row in rows],
+            image_NCHW=torch.from_numpy(np.stack(images)) if images else None,
+            owner_N=torch.tensor(owners) if images else None,
+            tokens_BT=_pad([row.ids for row in rows], length, self.tokenizer.pad),
+            blocks_BT=_pad([row.blocks for row in rows], length, 1),
+            valid_BT=valid_BT,
+            labels_BT=_pad([row.labels for row in rows], length, IGNORE),
+            target_B=torch.tensor([row.target for row in rows]),
+            caption_B=torch.tensor([row.caption for row in rows]),
+            draw_B=torch.tensor([row.draw for row in rows]),
+            meta=[row.meta for row in rows],
+        )
+
+
+def _pad(rows: list[list[int]], length: int, value: int) -> Tensor:
+    return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows], dtype=torch.int64)

@@ -1,0 +1,65 @@
+"""What a reader is: a plug-in that turns a Record (bytes) into an Example (pictures and strings).
+
+A reader file offers `Config` and `Reader`; its module name is its name under `data.reader`. A reader is a pure
+function of the record: what it draws, it draws from `record.draw`.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from pretrain.batch import Example, Record
+from pretrain.config import ConfigError, Section, build
+from pretrain.data.decode import IMAGES, MAX_PIXELS, BadSample, Pixels, decode_image, decode_json
+from pretrain.registry import find
+
+PACKAGE = "pretrain.data.readers"
+
+
+class Reader(ABC):
+    """Base of the readers."""
+
+    def __init__(self, config: Any, *, max_pixels: int = MAX_PIXELS) -> None:
+        self.config = config
+        self.max_pixels = max_pixels
+
+    @abstractmethod
+    def read(self, record: Record) -> Example:
+        """Return the sample as its task sees it.
+
+        Raises:
+            BadSample: a member is missing, broken or empty.
+        """
+
+    def image(self, record: Record, names: tuple[str, ...] = IMAGES) -> Pixels:
+        """Return the first image member among `names`, uint8 [H, W, 3]."""
+        name = next((name for name in names if name in record.fields), None)
+        if name is None:
+            raise BadSample(f"no image member; it has {', '.join(record.fields) or 'none at all'}")
+        return decode_image(record.fields[name], max_pixels=self.max_pixels)
+
+    def meta(self, record: Record) -> dict[str, Any]:
+        """Return the json member, or an empty dict where there is none."""
+        if "json" not in record.fields:
+            return {}
+        tree = decode_json(record.fields["json"])
+        if not isinstance(tree, dict):
+            raise BadSample(f"json is a {type(tree).__name__}, expected an object")
+        return tree
+
+
+def make(chosen: dict[str, dict[str, Any]], *, max_pixels: int = MAX_PIXELS) -> Reader:
+    """Return the reader that a config names, e.g. {"caption": {"text": ["txt"]}}.
+
+    Raises:
+        ConfigError: not exactly one reader, an unknown one, or options it does not have.
+    """
+    if len(chosen) != 1:
+        raise ConfigError(f"data.reader: name exactly one reader, as in {{caption: {{}}}}, got {list(chosen)}")
+    [(name, options)] = chosen.items()
+    try:
+        module = find(PACKAGE, name)
+    except ValueError as error:
+        raise ConfigError(f"data.reader: {error}") from None
+    config: Section = build(module.Config, options or {}, where=f"data.reader.{name}")
+    reader: Reader = module.Reader(config, max_pixels=max_pixels)
+    return reader
