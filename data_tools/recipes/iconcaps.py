@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_tools import _npm, _progress
+from data_tools._arguments import positive
+from data_tools._folder import claim
 from data_tools.recipes import _sheet
 from data_tools.recipes._draw import OVERSAMPLE, render_all
 from data_tools.recipes._emoji import NAMES, STYLES, Concept, Style, read_concepts, read_drawings
@@ -41,11 +43,11 @@ class Sample(NamedTuple):
 
 def add_arguments(parser: argparse._ArgumentGroup) -> None:
     """Add the recipe's own options."""
-    parser.add_argument("--size", type=int, default=64, help="pixels a side (default 64)")
+    parser.add_argument("--size", type=positive, default=64, help="pixels a side (default 64)")
     parser.add_argument("--cache", type=Path, default=None, help="where downloads are kept (default: the user's cache)")
-    parser.add_argument("--vocab-size", type=int, default=4096, help="tokens of the BPE (default 4096)")
-    parser.add_argument("--shard-size", type=int, default=512, help="samples a shard (default 512)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that draw")
+    parser.add_argument("--vocab-size", type=positive, default=4096, help="tokens of the BPE (default 4096)")
+    parser.add_argument("--shard-size", type=positive, default=512, help="samples a shard (default 512)")
+    parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1, help="processes that draw")
 
 
 def build(args: argparse.Namespace) -> int:
@@ -61,12 +63,13 @@ def build(args: argparse.Namespace) -> int:
         print(f"{args.out} is complete and up to date")
         return 0
     pictures = _pictures(drawings, cache / "rendered", size=args.size, workers=args.workers)
-    counts = _write_shards(args.out, plan, pictures, shard_size=args.shard_size)
-    _write_extras(args.out, plan, classes)
-    _write_tokenizer(args.out / "tokenizer", plan["train"], vocab_size=args.vocab_size)
-    _sheet.write(args.out / "contact_sheet.png", concepts, pictures, size=args.size)
-    # last: it vouches for all the rest
-    shards.write_manifest(args.out, counts, _meta(args, plan, classes, pictures, mark))
+    with claim(args.out):
+        counts = _write_shards(args.out, plan, pictures, shard_size=args.shard_size)
+        _write_extras(args.out, plan, classes)
+        _write_tokenizer(args.out / "tokenizer", plan["train"], vocab_size=args.vocab_size)
+        _sheet.write(args.out / "contact_sheet.png", concepts, pictures, size=args.size)
+        # last: it vouches for all the rest
+        shards.write_manifest(args.out, counts, _meta(args, plan, classes, pictures, mark))
     for split, samples in plan.items():
         print(f"{split:<20}{len(samples):>6} samples")
     print(f"{args.out}: {len(counts)} shards, {sum(size for _, size in counts.values()) / 1e6:.0f} MB")
@@ -220,7 +223,6 @@ def _write_shards(
     shard_size: int,
 ) -> dict[str, tuple[int, int]]:
     """Write all shards, remove those that an earlier build left, and return {name: (samples, bytes)}."""
-    out.mkdir(parents=True, exist_ok=True)
     stale = set(shards.read_manifest(out)["shards"])
     (out / shards.MANIFEST).unlink(missing_ok=True)
     counts = {}

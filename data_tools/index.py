@@ -1,0 +1,48 @@
+"""Index shards made elsewhere, so that readers know where each sample lies; writes .idx files and dataset.json.
+
+Examples:
+  python -m data_tools index data/laion
+  python -m data_tools index 'data/laion/{00000..00099}.tar'
+"""
+
+import argparse
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+from data_tools import _inputs, _progress
+from pretrain.data import format as shards
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    parser.add_argument("shards", nargs="+", metavar="SHARDS", help="folders, tars, or tars in braces")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Index each shard anew; a shard that cannot be read is named on stderr, the others are indexed all the same."""
+    paths = _inputs.shard_paths(args.shards)
+    counts: dict[Path, dict[str, tuple[int, int]]] = defaultdict(dict)
+    failed = 0
+    with _progress.bar(len(paths), doing="index", unit="shard") as bar:
+        for path in paths:
+            try:
+                entries = shards.scan(path)
+                if not entries:
+                    raise shards.ShardError(f"shard {path}: holds no samples; build it again or leave it out")
+                shards.write_index(path, entries)
+                counts[path.parent][path.name] = (len(entries), path.stat().st_size)
+            except shards.ShardError as error:
+                failed += 1
+                print(f"error: {error}", file=sys.stderr)
+            bar.update()
+    for folder, found in counts.items():
+        manifest = shards.read_manifest(folder)
+        others = {
+            name: (row["samples"], row["bytes"])
+            for name, row in manifest["shards"].items()
+            if (folder / name).exists() and name not in found
+        }
+        shards.write_manifest(folder, {**others, **found}, manifest["meta"])
+        print(f"{folder}: {len(found)} shards, {sum(n for n, _ in found.values())} samples")
+    return 1 if failed else 0
