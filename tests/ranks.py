@@ -8,8 +8,8 @@
         first, second = ranks.run(2, job, 1, seed=0)        # results in rank order
 
 Each call gets a fresh process group (a new file store) and leaves none behind; world 1 runs in a worker as well. A rank
-that raises makes the call raise RankError with its traceback; ranks that hang are killed after `timeout` seconds (5 when
-another rank has failed), with their stacks in the message; the next call starts new ones. Workers run one thread each.
+that raises makes the call raise RankError with its traceback; ranks that hang are killed after `timeout` seconds (5
+when another rank has failed), with their stacks in the message; the next call starts new ones. One thread a worker.
 """
 
 import atexit
@@ -91,7 +91,8 @@ class Pool:
         if failed or hung:
             message = "\n".join(f"rank {rank} of {world} failed:\n{text}" for rank, text in failed)
             message += "".join(f"\nrank {w.rank} of {world} hung:\n{self._stack(w)}" for w in hung)
-            self.close()
+            if hung or any(w.process.poll() is not None for w in busy):
+                self.close()
             raise RankError(message)
         return [results[w.rank][1] for w in busy]
 

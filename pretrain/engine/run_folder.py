@@ -1,0 +1,111 @@
+"""What a run leaves behind, and the token that says which start of the run may write there.
+
+runs/NAME/config.yaml environment.json log.txt metrics.jsonl tensorboard/ checkpoints/ .incarnation
+"""
+
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pretrain import dist
+from pretrain.config import ConfigError
+from pretrain.data.format import write_atomic
+
+PACKAGES = ("torch", "torchvision", "deepspeed", "transformers", "timm", "webdataset", "numpy", "diptych")
+
+
+class StaleRunError(RuntimeError):
+    """Another start of the same run has taken over this folder; this process must not write any more."""
+
+
+class RunFolder:
+    """The folder of a run. Building one claims it: earlier processes of the run refuse to write from then on."""
+
+    def __init__(self, path: str | Path, *, config: str = "", environment: dict[str, Any] | None = None) -> None:
+        """All ranks call it; rank 0 writes.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        self.path = Path(path)
+        problem = None
+        token = ""
+        if dist.is_main():
+            token = uuid.uuid4().hex
+            try:
+                self.checkpoints.mkdir(parents=True, exist_ok=True)
+                write_atomic(self.path / ".incarnation", token.encode())
+                if config:
+                    write_atomic(self.path / "config.yaml", config.encode())
+                tree = json.dumps({**describe(), **(environment or {})}, indent=1)
+                write_atomic(self.path / "environment.json", tree.encode())
+            except OSError as error:
+                problem = f"run.dir: {self.path} cannot be written ({error}); choose another run.dir or free space"
+        self.token, problem = dist.broadcast_object((token, problem))
+        if problem:
+            raise ConfigError(problem)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints lie."""
+        return self.path / "checkpoints"
+
+    def check_token(self) -> None:
+        """Refuse to go on where a newer start of this run has claimed the folder.
+
+        Raises:
+            StaleRunError: this process was cut off and replaced, or the folder is gone.
+        """
+        try:
+            current = (self.path / ".incarnation").read_text()
+        except OSError as error:
+            raise StaleRunError(f"{self.path}: the run folder is gone ({error}); nothing was written") from error
+        if current != self.token:
+            raise StaleRunError(
+                f"{self.path}: a newer start of this run has taken over the folder; this process stops without writing"
+            )
+
+
+def describe() -> dict[str, Any]:
+    """Return versions, host, commit and launch command."""
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": socket.gethostname(),
+        "command": sys.argv,
+        "world": dist.world(),
+        "python": platform.python_version(),
+        "packages": dict(_versions(PACKAGES)),
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
+        "commit": _commit(),
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+    }
+
+
+def _versions(names: Iterable[str]) -> Iterable[tuple[str, str]]:
+    for name in names:
+        try:
+            yield name, metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+
+
+def _commit() -> str | None:
+    """Return the commit of the code that runs, with + where files differ from it; None outside git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty=+"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()

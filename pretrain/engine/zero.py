@@ -1,0 +1,269 @@
+"""One training engine for ZeRO stages 0-3: DeepSpeed with what its stages lack or do differently evened out.
+
+Facts about DeepSpeed 0.19.8 that shape this file:
+- a 0-dim parameter breaks `initialize` at every stage;
+- stage 0 in fp32 is plain torch AdamW and does not skip a non-finite gradient, stages 1-3 do: stage 0 does so here;
+- fp32 masters live in flat partitions; `fragments` shows them by parameter name, so that a checkpoint knows no stage.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.distributed as torch_dist
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from pretrain import dist
+from pretrain.config import ConfigError, Section
+from pretrain.engine import optim
+from pretrain.engine.precision import Autocast, LossScale, Precision
+
+OWNED = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "fp16",
+    "bf16",
+    "torch_autocast",
+    "optimizer",
+    "scheduler",
+)
+
+
+class Config(Section):
+    """The `zero:` section."""
+
+    stage: Literal[0, 1, 2, 3] = 1
+    #: merged into DeepSpeed's own config, e.g. {zero_optimization: {reduce_bucket_size: 50000000}}
+    extra: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("extra")
+    @classmethod
+    def _extra(cls, value: dict[str, Any]) -> dict[str, Any]:
+        taken = [key for key in OWNED if key in value] + ["zero_optimization.stage"] * (
+            "stage" in (value.get("zero_optimization") or {})
+        )
+        if taken:
+            raise ValueError(f"{taken[0]} is set by train, optim or zero.stage; leave it out of zero.extra")
+        return value
+
+
+class Fragment(NamedTuple):
+    """What this rank holds of one parameter: elements start .. start + weight.numel() of the flattened whole."""
+
+    name: str
+    start: int
+    weight: Tensor  #: 1-D view of the master weights; writing to it changes the engine (then call `refresh`)
+    moments: dict[str, Tensor]  #: 1-D views of the optimizer's state; empty for frozen ones and before the first step
+    replicated: bool = False  #: every rank holds the same
+
+
+def deepspeed_config(config: Config, *, rows: int, grad_clip: float) -> dict[str, Any]:
+    """Return DeepSpeed's config; `rows` is the batch size of one rank."""
+    tree: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": rows,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": grad_clip if config.stage else 0.0,  # stage 0 is clipped here, where its norm is seen
+        "zero_optimization": {"stage": config.stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**12,
+    }
+    for key, value in config.extra.items():
+        both = isinstance(value, dict) and isinstance(tree.get(key), dict)
+        tree[key] = {**tree[key], **value} if both else value
+    return tree
+
+
+class Engine:
+    """A module under DeepSpeed: forward, backward, step, and its state by parameter name."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        config: Config,
+        *,
+        optim_config: optim.Config,
+        precision: Precision,
+        rows: int,
+        device: torch.device,
+    ) -> None:
+        import deepspeed
+
+        for name, p in module.named_parameters():
+            assert p.ndim > 0, f"parameter {name} has no dimension; give it shape [1] (sharding needs one)"
+        self.module = module
+        self.device = device
+        self.stage = config.stage
+        self.grad_clip = optim_config.grad_clip
+        self.loss_scale = LossScale() if precision == "fp16" else None
+        #: shapes as they are before ZeRO-3 empties the parameters
+        self.shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
+        self._wrapped = Autocast(module, precision, device_type=device.type).to(device)
+        try:
+            self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
+                model=self._wrapped,
+                optimizer=optim.build(module, optim_config, device=device),
+                config=deepspeed_config(config, rows=rows, grad_clip=optim_config.grad_clip),
+                dist_init_required=False,
+            )
+        except (ValueError, TypeError) as error:  # pydantic's complaint about zero.extra
+            raise ConfigError(f"zero.extra: DeepSpeed refuses it: {error}") from error
+
+    @property
+    def torch_optimizer(self) -> torch.optim.Optimizer:
+        """The torch optimizer below ZeRO's wrapper (stage 0 has none)."""
+        inner: torch.optim.Optimizer = self._optimizer.optimizer if self.stage else self._optimizer
+        return inner
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the module's forward returns, in the chosen precision."""
+        return self._deepspeed(*args, **kwargs)
+
+    def backward(self, loss: Tensor) -> None:
+        """Compute gradients and average them over ranks."""
+        if self.loss_scale is not None:
+            if self.stage:
+                self._optimizer.override_loss_scale(self.loss_scale.scale)
+            else:
+                loss = loss * self.loss_scale.scale
+        self._deepspeed.backward(loss)
+
+    def step(self, lr: float) -> float:
+        """Update the weights; return the gradient's norm before clipping.
+
+        A norm that is not finite means that the step was skipped on all ranks and no weight changed.
+        """
+        for group in self.torch_optimizer.param_groups:
+            group["lr"] = lr
+        if self.stage:
+            self._deepspeed.step()
+            skipped = bool(self._optimizer.overflow)
+            norm = float("inf") if skipped else float(self._deepspeed.get_global_grad_norm())
+        else:
+            norm = self._clip()
+            skipped = not norm < float("inf")
+            if skipped:
+                self._deepspeed.zero_grad()
+            else:
+                self._deepspeed.step()
+        if self.loss_scale is not None:
+            self.loss_scale.update(overflow=skipped)
+        return float("inf") if skipped else norm
+
+    def _clip(self) -> float:
+        grads = [p.grad for p in self.module.parameters() if p.grad is not None]
+        if self.loss_scale is not None:
+            torch._foreach_mul_(grads, 1.0 / self.loss_scale.scale)
+        norms = torch._foreach_norm(grads)
+        norm = float(torch.linalg.vector_norm(torch.stack(norms)))  # averaged over ranks already: equal on all
+        if self.grad_clip and norm > self.grad_clip:
+            torch._foreach_mul_(grads, self.grad_clip / (norm + 1e-6))
+        return norm
+
+    @contextmanager
+    def evaluating(self) -> Iterator[nn.Module]:
+        """Yield the module in eval mode, without gradients, in the chosen precision; any method may be called.
+
+        At stage 3 a submodule gathers its weights when called; what belongs to a module with children (a class token,
+        a scale) is gathered here, since a method other than forward fires no hook.
+        """
+        import deepspeed
+
+        was_training = self.module.training
+        loose = [p for m in self.module.modules() if next(m.children(), None) for p in m.parameters(recurse=False)]
+        sharded = self.stage == 3 and bool(loose)
+        self.module.eval()
+        try:
+            with torch.no_grad(), self._wrapped.context(), deepspeed.zero.GatheredParameters(loose, enabled=sharded):
+                yield self.module
+        finally:
+            self.module.train(was_training)
+
+    # -- state by name ---------------------------------------------------------------------------------------------
+
+    def optimizer_step(self) -> int:
+        """Return how many updates AdamW has made (skipped steps do not count)."""
+        steps = [int(s["step"]) for s in self.torch_optimizer.state.values() if "step" in s]
+        return max(steps, default=0)
+
+    def make_moments(self, optimizer_step: int) -> None:
+        """Create zeroed moments, as after `optimizer_step` updates, so that `fragments` can show them."""
+        flats = self._flats() if self.stage else [p for p in self.module.parameters() if p.requires_grad]
+        fused = bool(self.torch_optimizer.defaults.get("fused"))
+        for flat in flats:
+            where = flat.device if fused else "cpu"
+            self.torch_optimizer.state[flat] = {
+                # one tensor each: AdamW counts in place
+                "step": torch.tensor(float(optimizer_step), dtype=torch.float32, device=where),
+                "exp_avg": torch.zeros_like(flat.data),
+                "exp_avg_sq": torch.zeros_like(flat.data),
+            }
+
+    def _flats(self) -> list[Tensor]:
+        z = self._optimizer
+        found: list[Tensor] = z.fp32_partitioned_groups_flat if self.stage == 3 else z.single_partition_of_fp32_groups
+        return found
+
+    def fragments(self) -> list[Fragment]:
+        """Return views of all that this rank holds: masters and moments of trained parameters, frozen weights."""
+        names = {id(p): name for name, p in self.module.named_parameters()}
+        frozen = [p for p in self.module.parameters() if not p.requires_grad]
+        if self.stage == 3:
+            return [*self._sharded(names), *(_frozen_shard(names[id(p)], p) for p in frozen)]
+        whole = frozen if self.stage else list(self.module.parameters())
+        out = [
+            Fragment(names[id(p)], 0, p.data.view(-1), self._moments(p, 0, p.numel()), replicated=True) for p in whole
+        ]
+        return [*self._partitioned(names), *out] if self.stage else out
+
+    def _moments(self, key: Tensor, start: int, numel: int) -> dict[str, Tensor]:
+        state = self.torch_optimizer.state.get(key, {})  # type: ignore[call-overload]
+        return {k: v.view(-1)[start : start + numel] for k, v in state.items() if k != "step"}
+
+    def _partitioned(self, names: dict[int, str]) -> Iterator[Fragment]:
+        for flat, group in zip(self._flats(), self._optimizer.bit16_groups):
+            for p in group:
+                if p._hp_mapping is not None:  # this rank's partition touches the parameter
+                    mine, whole = p._hp_mapping.hp_fragment_address, p._hp_mapping.lp_fragment_address
+                    view = flat.data[mine.start : mine.start + mine.numel]
+                    yield Fragment(names[id(p)], whole.start, view, self._moments(flat, mine.start, mine.numel))
+
+    def _sharded(self, names: dict[int, str]) -> Iterator[Fragment]:
+        z = self._optimizer
+        for flat, group in zip(self._flats(), z.fp16_groups):
+            for p in group:
+                _, at, size = z.grad_position[z.get_param_id(p)]
+                start, numel = _slice(p, size)
+                if numel:
+                    view = flat.data[at : at + numel]
+                    yield Fragment(names[id(p)], start, view, self._moments(flat, at, numel))
+
+    def refresh(self) -> None:
+        """Bring the working weights in line with the masters after `fragments` were written to. All ranks call it."""
+        z = self._optimizer
+        if self.stage in (1, 2):
+            z.update_lp_params()
+        elif self.stage == 3:
+            for i in range(len(z.fp16_groups)):
+                z._reassign_or_swap_out_partitioned_parameters(i)
+            if z.persistent_parameters:  # small ones stay gathered: drop the stale copies, gather again
+                z.persistent_parameters[0].partition(z.persistent_parameters)
+                z.persistent_parameters[0].all_gather(z.persistent_parameters)
+
+    def close(self) -> None:
+        """Remove DeepSpeed's hooks, so that the module and the process can be used again."""
+        self._deepspeed.destroy()
+
+
+def _slice(p: Any, size: int) -> tuple[int, int]:
+    """Return (start, length) of this rank's part of a ZeRO-3 parameter whose parts have `size` (the last is padded)."""
+    start = torch_dist.get_rank(p.ds_process_group) * size if dist.world() > 1 else 0
+    return start, max(0, min(size, p.ds_numel - start))
+
+
+def _frozen_shard(name: str, p: Any) -> Fragment:
+    start, numel = _slice(p, p.ds_tensor.numel())
+    return Fragment(name, start, p.ds_tensor.data.view(-1)[:numel], {})

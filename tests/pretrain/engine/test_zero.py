@@ -1,0 +1,59 @@
+"""The same losses at every ZeRO stage and world size."""
+
+import pytest
+import torch
+
+from pretrain import dist
+from pretrain.engine import optim, zero
+from tests.pretrain.engine.tiny_module import Tiny, batch
+
+OPTIM = optim.Config(lr=0.02, weight_decay=0.1, grad_clip=1.0)
+
+
+def engine(stage: int, precision: str = "fp32", **kw) -> zero.Engine:
+    """Return an engine over Tiny."""
+    return zero.Engine(
+        Tiny(**kw),
+        zero.Config(stage=stage),
+        optim_config=OPTIM,
+        precision=precision,
+        rows=8 // dist.world(),
+        device=torch.device("cpu"),
+    )
+
+
+def train(made: zero.Engine, first: int, last: int, *, evaluate: bool = False) -> list[float]:
+    """Return the global losses of steps first .. last - 1."""
+    losses = []
+    for step in range(first, last):
+        loss, _ = made([batch(step, dist.rank(), dist.world())])
+        made.backward(loss)
+        made.step(0.02 / (1 + step))
+        losses.append(dist.mean(loss).item())
+        if evaluate:
+            with made.evaluating() as module:
+                module.features(torch.ones(2, 7))
+    return losses
+
+
+def losses_of(stage: int, precision: str = "fp32", *, evaluate: bool = False) -> list[float]:
+    """Run on every rank: five steps."""
+    made = engine(stage, precision)
+    try:
+        return train(made, 0, 5, evaluate=evaluate)
+    finally:
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def reference(ranks) -> list[float]:
+    """The losses of one process at stage 0."""
+    return ranks.run(1, losses_of, 0)[0]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_losses_do_not_depend_on_stage_and_world(ranks, reference, stage, world):
+    for losses in ranks.run(world, losses_of, stage, evaluate=True):
+        assert losses == pytest.approx(reference, rel=1e-5)
+    assert reference[-1] < reference[0]
