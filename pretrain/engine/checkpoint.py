@@ -52,6 +52,7 @@ class Config(Section):
     every_steps: int | None = Field(500, ge=1)
     every_minutes: float | None = Field(None, gt=0)
     keep_last: int = Field(3, ge=1)
+    frozen: bool = True  #: also what does not train; fine-tuning leaves it out, as its base has it
     resume: str = "auto"  #: auto: the newest in the run folder, if any; none; or the path of a checkpoint
 
 

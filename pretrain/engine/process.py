@@ -7,7 +7,9 @@ import importlib
 import logging
 import os
 import socket
+import warnings
 import sys
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
@@ -95,6 +97,10 @@ def quiet_deepspeed() -> None:
     """Import DeepSpeed so that it reports only warnings, and only on the main rank."""
     from deepspeed.utils import logger
 
+    # DeepSpeed calls collectives by names that torch 2.14 has renamed: one warning a call, thousands a run
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    # torch 2.14 renames collectives that DeepSpeed 0.19 calls by their old names
+    warnings.filterwarnings("ignore", message=r".*torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     logger.setLevel(logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.ERROR)
     # Its shared-memory all-reduce serves inference only, yet is compiled at the first start (a minute and a
     # compiler): training never calls it, so it is not built.

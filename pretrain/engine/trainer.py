@@ -144,6 +144,7 @@ class Trainer:
             precision=sections.train.precision,
             rows=self.rows,
             device=device,
+            keep_frozen=sections.checkpoint.frozen,
         )
         self.checkpoints = checkpoint.Checkpoints(folder, sections.checkpoint)
         state = self.checkpoints.restore(self.engine, fingerprint=self.identity.fingerprint)
@@ -242,6 +243,10 @@ class Trainer:
             scalars = {**mean_logs(logs), **scalars}
         self.monitor.record(index + 1, seconds=time.perf_counter() - began, data_wait=waited, scalars=scalars)
         return EXIT_INTERRUPTED if agreed.interrupted else EXIT_REQUEUE if agreed.requeue else 0
+
+    def close(self) -> None:
+        """Release DeepSpeed's hooks and buffers."""
+        self.engine.close()
 
     def _save_due(self, done: int) -> bool:
         config = self.sections.checkpoint

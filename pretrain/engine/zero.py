@@ -89,7 +89,9 @@ class Engine:
         precision: Precision,
         rows: int,
         device: torch.device,
+        keep_frozen: bool = True,
     ) -> None:
+        """`keep_frozen` false leaves what does not train out of `shapes` and `fragments`, and so out of checkpoints."""
         import deepspeed
 
         for name, p in module.named_parameters():
@@ -98,9 +100,11 @@ class Engine:
         self.device = device
         self.stage = config.stage
         self.grad_clip = optim_config.grad_clip
+        self.moments = optim.MOMENTS[optim_config.optimizer]
         self.loss_scale = LossScale() if precision == "fp16" else None
         #: shapes as they are before ZeRO-3 empties the parameters
-        self.shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
+        kept = ((name, p) for name, p in module.named_parameters() if keep_frozen or p.requires_grad)
+        self.shapes = {name: tuple(p.shape) for name, p in kept}
         self._wrapped = Autocast(module, precision, device_type=device.type).to(device)
         try:
             self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
@@ -198,8 +202,7 @@ class Engine:
             self.torch_optimizer.state[flat] = {
                 # one tensor each: AdamW counts in place
                 "step": torch.tensor(float(optimizer_step), dtype=torch.float32, device=where),
-                "exp_avg": torch.zeros_like(flat.data),
-                "exp_avg_sq": torch.zeros_like(flat.data),
+                **{name: torch.zeros_like(flat.data) for name in self.moments},
             }
 
     def _flats(self) -> list[Tensor]:
@@ -208,12 +211,13 @@ class Engine:
         return found
 
     def fragments(self) -> list[Fragment]:
-        """Return views of all that this rank holds: masters and moments of trained parameters, frozen weights."""
+        """Return views of all that this rank holds: masters and moments of trained parameters, kept frozen weights."""
         names = {id(p): name for name, p in self.module.named_parameters()}
-        frozen = [p for p in self.module.parameters() if not p.requires_grad]
+        kept = {name: p for name, p in self.module.named_parameters() if name in self.shapes}
+        frozen = [p for p in kept.values() if not p.requires_grad]
         if self.stage == 3:
             return [*self._sharded(names), *(_frozen_shard(names[id(p)], p) for p in frozen)]
-        whole = frozen if self.stage else list(self.module.parameters())
+        whole = frozen if self.stage else list(kept.values())
         out = [
             Fragment(names[id(p)], 0, p.data.view(-1), self._moments(p, 0, p.numel()), replicated=True) for p in whole
         ]

@@ -1,0 +1,101 @@
+"""A whole training run of Tiny, as a function for the pool and as a script for real launchers.
+
+    deepspeed --num_gpus 2 tests/pretrain/engine/tiny_run.py FOLDER [key=value ...]
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # a launcher puts this folder first
+
+import torch
+
+from pretrain import dist
+from pretrain.batch import Batch
+from pretrain.config import ConfigError, Section, build, exit_with, override
+from pretrain.engine import process, trainer
+from pretrain.engine.checkpoint import Config as Checkpoint
+from pretrain.engine.monitor import Config as Monitor
+from pretrain.engine.optim import Config as Optim
+from pretrain.engine.run_folder import RunFolder
+from pretrain.engine.trainer import Config as Train
+from pretrain.engine.zero import Config as Zero
+from tests.pretrain.engine import tiny_module
+
+DEFAULTS: dict[str, Any] = {
+    "train": {"steps": 8, "batch_size": 8},
+    "optim": {"lr": 0.02, "warmup": 2},
+    "checkpoint": {"every_steps": 3},
+    "monitor": {"log_every": 1, "tensorboard": False},
+}
+
+
+class Recipe(Section):
+    """The sections that the trainer reads, and switches that make trouble."""
+
+    train: Train
+    optim: Optim
+    zero: Zero = Zero()
+    checkpoint: Checkpoint
+    monitor: Monitor
+    seed: int = 0  #: of the weights
+    pause: float = 0.0  #: seconds a batch
+    nan_at: int = -1  #: step index at which rank 1 gets not-a-number
+    bad_at: int = -1  #: step index at which the last rank reports a replaced sample
+    kill_at: int = -1  #: step index at which the last rank is killed, as kill -9 does
+
+
+def batches(recipe: Recipe, first: int) -> Iterator[Batch]:
+    """Yield this rank's rows from step `first` on."""
+    last = dist.rank() == dist.world() - 1
+    for step in range(first, 10**9):
+        time.sleep(recipe.pause)
+        found = tiny_module.batch(step, dist.rank(), dist.world(), recipe.train.batch_size)
+        if last and step == recipe.kill_at:
+            os.kill(os.getpid(), 9)
+        if last and step == recipe.nan_at:
+            found.image_NCHW[0] = float("nan")
+        if last and step == recipe.bad_at:
+            found.bad = [{"shard": "a.tar", "key": "k", "reason": "torn"}]
+        yield found
+
+
+def run(folder: str, *words: str, device: torch.device = torch.device("cpu")) -> tuple[int, list[Any]]:
+    """Train; return the exit code and what the hooks saw."""
+    recipe = build(Recipe, override(DEFAULTS, words))
+    seen: list[Any] = []
+    run_folder = RunFolder(folder, config="seed: 0\n")
+    made = trainer.Trainer(
+        tiny_module.Tiny(recipe.seed),
+        recipe,
+        folder=run_folder,
+        device=device,
+        steps=recipe.train.total_steps(100),
+        data=trainer.Data(
+            batches=lambda first: batches(recipe, first),
+            state=lambda step: {"position": step},
+            restore=lambda state: seen.append(("restored", state["position"])),
+            on_bad=lambda batch, step: seen.append(("bad", step, len(batch.bad))),
+        ),
+        identity=trainer.Identity(fingerprint={"order": {"seed": 0}}, optimisation={"optim": {"lr": recipe.optim.lr}}),
+        hooks=[trainer.Hook(lambda step: seen.append(("hook", step, made.engine.module.training)), 4)],
+    )
+    try:
+        return made.run(), seen
+    finally:
+        made.close()
+
+
+if __name__ == "__main__":
+    words = [w for w in sys.argv[1:] if not w.startswith("--local_rank")]
+    try:
+        place = process.setup_process_group()
+        code, _ = run(words[0], *words[1:], device=place)
+    except (ConfigError, RuntimeError) as error:
+        exit_with(error, code=1)
+    process.shutdown()
+    raise SystemExit(code)
