@@ -120,11 +120,8 @@ def histogram(counts: Counter[int]) -> list[tuple[str, int]]:
     bins: Counter[int] = Counter()
     for value, count in counts.items():
         bins[value.bit_length()] += count
-    return (
-        [(f"{2 ** (b - 1)}-{2**b - 1}" if b > 1 else str(b), bins[b]) for b in range(min(bins), max(bins) + 1) if bins]
-        if bins
-        else []
-    )
+    edges = range(min(bins), max(bins) + 1) if bins else ()
+    return [(f"{2 ** (bit - 1)}-{2**bit - 1}" if bit > 1 else str(bit), bins[bit]) for bit in edges]
 
 
 def _count(table: dict[str, list[Any]], kind: str, example: str) -> None:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 
 from pretrain.config import ConfigError
 from pretrain.data import format as shards
@@ -20,7 +20,7 @@ def shard_paths(words: Sequence[str]) -> list[Path]:
     for word in words:
         try:
             names = [Path(name) for name in braceexpand(os.path.expanduser(word))]
-        except UnbalancedBracesError as error:
+        except ValueError as error:
             raise ConfigError(f"{word!r} has broken braces ({error}); write train-{{00000..00011}}.tar") from None
         for name in names:
             found = sorted(p for p in name.glob("*.tar") if not p.name.startswith(".")) if name.is_dir() else [name]

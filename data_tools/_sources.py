@@ -4,7 +4,6 @@ A source yields rows in an order that only depends on what is there; a row that 
 """
 
 import csv
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -165,4 +164,4 @@ def _with_image(
 def as_json(row: Row) -> dict[str, Any]:
     """Return what the json member of a row's sample holds: all that the source says, and its captions if several."""
     own = {"captions": row.captions} if len(row.captions) > 1 else {}
-    return json.loads(json.dumps({**row.record, **own}))
+    return {**row.record, **own}

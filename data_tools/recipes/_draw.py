@@ -24,10 +24,10 @@ def render(drawing: str | bytes, size: int) -> bytes:
 
         side = size * OVERSAMPLE
         drawing = bytes(resvg_py.svg_to_bytes(svg_string=drawing, width=side, height=side, skip_system_fonts=True))
-    with Image.open(io.BytesIO(drawing)) as image:
-        image = image.convert("RGBA")
-    canvas = Image.new("RGBA", image.size, "white")
-    canvas.alpha_composite(image)
+    with Image.open(io.BytesIO(drawing)) as file:
+        picture = file.convert("RGBA")
+    canvas = Image.new("RGBA", picture.size, "white")
+    canvas.alpha_composite(picture)
     small = canvas.convert("RGB").resize((size, size), Image.Resampling.BOX)
     out = io.BytesIO()
     small.save(out, "PNG")
@@ -69,6 +69,11 @@ def _guarded(drawings: Mapping[str, str | bytes], pictures: Iterable[bytes]) -> 
 def _leave_with_parent() -> None:
     """Let Ctrl-C reach the parent only, and leave when the parent is killed: no process is left behind."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_watch, daemon=True).start()
+
+
+def _watch() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+        parent.join()
+        os._exit(1)

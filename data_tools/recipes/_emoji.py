@@ -173,4 +173,4 @@ def _json(tar: tarfile.TarFile, name: str) -> Any:
         file = tar.extractfile(name)
         return json.loads(file.read()) if file else {}
     except (KeyError, ValueError) as error:
-        raise ShardError(f"{tar.name}: no readable {name} in it ({error}); delete the file and run again") from error
+        raise ShardError(f"{tar.name!r}: no readable {name} in it ({error}); delete the file and run again") from error

@@ -30,6 +30,8 @@ from pretrain.data import format as shards
 LEAST_MEMBERS = 20  # a subgroup with fewer pictures is no few-shot class
 PLAIN = {"food-prepared": "cooked or prepared food", "face-concerned": "concerned faces", "person": "people"}
 
+Drawings = Mapping[str, Mapping[str, str | bytes]]  #: style -> hexcode -> SVG text or bytes of a bitmap
+
 
 class Sample(NamedTuple):
     """One record before its pixels are read."""
@@ -84,7 +86,7 @@ def captions(concept: Concept) -> list[str]:
     return [label, f"an icon of {label}", f"a picture of {label}", f"a drawing of {label}", *pairs, *tagged]
 
 
-def scored_classes(concepts: Sequence[Concept], drawings: Mapping[str, Mapping]) -> dict[str, dict[str, str]]:
+def scored_classes(concepts: Sequence[Concept], drawings: Drawings) -> dict[str, dict[str, str]]:
     """Return {hexcode: entry of classes.json}: what the test style draws, less flags and what nobody could learn."""
     tested = {hexcode for style in STYLES if style.role == "test" for hexcode in drawings[style.name]}
     taught = {hexcode for style in STYLES if style.role == "train" for hexcode in drawings[style.name]}
@@ -95,9 +97,7 @@ def scored_classes(concepts: Sequence[Concept], drawings: Mapping[str, Mapping])
     }
 
 
-def main_splits(
-    concepts: Sequence[Concept], drawings: Mapping[str, Mapping], classes: Mapping[str, Any]
-) -> dict[str, list[Sample]]:
+def main_splits(concepts: Sequence[Concept], drawings: Drawings, classes: Mapping[str, Any]) -> dict[str, list[Sample]]:
     """Return the samples of train, validation and test, each in an order that mixes styles and subjects."""
     number = {hexcode: at for at, hexcode in enumerate(classes)}
     splits: dict[str, list[Sample]] = {"train": [], "validation": [], "test": []}
@@ -110,7 +110,7 @@ def main_splits(
     return {name: _shuffled(samples) for name, samples in splits.items()}
 
 
-def few_shot_splits(concepts: Sequence[Concept], drawings: Mapping[str, Mapping]) -> dict[str, list[Sample]]:
+def few_shot_splits(concepts: Sequence[Concept], drawings: Drawings) -> dict[str, list[Sample]]:
     """Return the test style by subgroup, cut 60/20/20 by the hash of the hexcode inside each subgroup."""
     style = next(style for style in STYLES if style.role == "test")
     members: dict[str, list[Concept]] = {}
@@ -172,7 +172,7 @@ def _shuffled(samples: Iterable[Sample]) -> list[Sample]:
     return sorted(samples, key=lambda sample: _hash(sample.key))
 
 
-def _fingerprint(args: argparse.Namespace, plan: Mapping[str, list[Sample]], drawings: Mapping[str, Mapping]) -> str:
+def _fingerprint(args: argparse.Namespace, plan: Mapping[str, list[Sample]], drawings: Drawings) -> str:
     """Return a hash of all that decides about the output; a change of captions or pins changes it."""
     parts = [repr((args.size, args.vocab_size, args.shard_size, OVERSAMPLE))]
     parts += [json.dumps([name, samples]) for name, samples in plan.items()]
