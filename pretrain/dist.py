@@ -9,6 +9,10 @@ import torch.distributed as torch_dist
 from torch import Tensor
 
 
+# torch 2.14 renames the collective and warns about the old name, older releases know only that one
+_all_gather = getattr(torch_dist, "all_gather_single", None) or torch_dist.all_gather_into_tensor
+
+
 def active() -> bool:
     """Return whether a process group exists."""
     return torch_dist.is_available() and torch_dist.is_initialized()
@@ -35,7 +39,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local_BE: Tensor) -> Tensor:
         out_ME = local_BE.new_empty((world() * len(local_BE), *local_BE.shape[1:]))
-        torch_dist.all_gather_into_tensor(out_ME, local_BE.contiguous())
+        _all_gather(out_ME, local_BE.contiguous())
         return out_ME
 
     @staticmethod
@@ -59,7 +63,7 @@ def gather(local_B: Tensor) -> Tensor:
     if world() == 1:
         return local_B
     out_M = local_B.new_empty((world() * len(local_B), *local_B.shape[1:]))
-    torch_dist.all_gather_into_tensor(out_M, local_B.contiguous())
+    _all_gather(out_M, local_B.contiguous())
     return out_M
 
 

@@ -1,6 +1,6 @@
 """What a config will need, before anything is launched: parameters, steps, shards. Builds no weights.
 
-    python pretrain/plan.py pretrain/configs/clip_vit_b32.yaml [section.key=value ...]
+python pretrain/plan.py pretrain/configs/clip_vit_b32.yaml [section.key=value ...]
 """
 
 import argparse

@@ -129,3 +129,16 @@ def architecture(recipe: Recipe, words: Tokenizer) -> dict[str, Any]:
     """Return what must not change when a run goes on: towers, vocabulary and what their outputs mean."""
     tree = recipe.model.model_dump(mode="json", exclude={"tokenizer"})
     return {"model": tree, "tokenizer": words.fingerprint, "objectives": sorted(recipe.objectives)}
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of a config, every known plug-in's section included."""
+    tree = Recipe.model_json_schema()
+    for key, package in (("objectives", "pretrain.objectives"), ("evals", "pretrain.evals")):
+        plugs = {name: registry.find(package, name).Config for name in registry.names(package)}
+        tree["properties"][key] = {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {name: plug.model_json_schema() for name, plug in plugs.items()},
+        }
+    return tree

@@ -1,9 +1,13 @@
 """Small real things that tests share: models, batches, shards. Everything is deterministic."""
 
+import json
+from pathlib import Path
+
 import torch
 
 from pretrain import dist
 from pretrain.batch import Batch
+from pretrain.data import synthetic, tokenizer
 from pretrain.models import text, vision, vlm
 
 VOCABULARY = 64
@@ -47,3 +51,43 @@ def batch(rows: int = 6, *, size: int = 32, length: int = 7, seed: int = 0) -> B
         valid_BT=torch.ones_like(tokens_BT, dtype=torch.bool),
         caption_B=torch.arange(rows) + 1000 * seed,
     )
+
+
+def corpus(folder: Path, *, shards: int = 2, samples: int = 48) -> Path:
+    """Write shards of coloured shapes, classes.json and a tokenizer into `folder` (once), and return it."""
+    if not (folder / "classes.json").exists():
+        synthetic.write(folder, shards=shards, samples=samples, size=32)
+        lines = [f"a picture of one {name} on a plain ground" for name in synthetic.CLASSES]
+        tokenizer.train(lines, 600).save(folder / "tokenizer")
+        names = [{"name": n, "group": "odd" if i % 2 else "even"} for i, n in enumerate(synthetic.CLASSES)]
+        (folder / "classes.json").write_text(json.dumps(names))
+    return folder
+
+
+def recipe_text(folder: Path) -> str:
+    """Return a whole pretraining config over `corpus(folder)`, as YAML."""
+    shards = f"{folder}/shapes-{{00000..00001}}.tar"
+    return f"""
+run: {{name: tiny, dir: {folder}/runs, seed: 3}}
+data: {{shards: "{shards}", lanes: 8, workers: 0}}
+model:
+  vision: {{name: test_convnext, image_size: 32}}
+  text: {{width: 32, layers: 1, heads: 2, context_length: 16}}
+  embed_dim: 16
+  tokenizer: {folder}/tokenizer
+objectives: {{contrastive: {{}}}}
+train: {{steps: 4, batch_size: 16}}
+optim: {{lr: 1.0e-3, warmup: 1}}
+checkpoint: {{every_steps: 2}}
+monitor: {{log_every: 1, tensorboard: false}}
+evals:
+  zero_shot: {{data: "{shards}", classes: {folder}/classes.json, batch_size: 7}}
+  retrieval: {{data: "{shards}", batch_size: 7}}
+"""
+
+
+def config_file(folder: Path) -> Path:
+    """Write `recipe_text` over a corpus in `folder` as a file and return it."""
+    path = corpus(folder) / "tiny.yaml"
+    path.write_text(recipe_text(folder))
+    return path

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pretrain import dist
-from pretrain.batch import Batch
+from pretrain.batch import Batch, Example
 from pretrain.config import Section
 from pretrain.data import loader
 from pretrain.data.compose import Composer
@@ -51,10 +51,14 @@ class Features:
         mine = padded[dist.rank() * share :][:share]
         parts = []
         for start in range(0, share, batch_size):
-            batch = self.composer.texts(mine[start : start + batch_size]).to(self.device)
+            batch = self._texts(mine[start : start + batch_size]).to(self.device)
             with torch.no_grad():
                 parts.append(self.run(batch, "text"))
         return dist.gather(torch.cat(parts))[: len(lines)]
+
+    def _texts(self, lines: list[str]) -> Batch:
+        rows = [self.composer.row(Example(key=line, images=[], suffix=line), []) for line in lines]
+        return self.composer.collate(rows)
 
 
 class Eval:

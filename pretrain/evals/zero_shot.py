@@ -67,7 +67,7 @@ class Eval(base.Eval):
         index = meta.get(self.config.field)
         if not isinstance(index, int) or not 0 <= index < num_classes:
             raise ConfigError(
-                f"evals.zero_shot: a sample of {self.config.data} has {self.config.field}={index!r} in its json member; "
+                f"evals.zero_shot: a sample of {self.config.data} has {self.config.field}={index!r} in its json; "
                 f"expected an index into the {num_classes} classes of {self.config.classes}"
             )
         return index
@@ -97,6 +97,6 @@ def read_classes(path: str) -> list[dict[str, str]]:
 
 def class_weights(features: base.Features, names: list[str], templates: str | list[str], *, batch_size: int) -> Tensor:
     """Return one unit-norm weight a class, [K, E]: the mean over templates of unit-norm text features."""
-    lines = prompts.fill(names, templates)
+    lines = [line for sentences in prompts.fill(names, templates) for line in sentences]
     text_KtE = features.texts(lines, batch_size=batch_size).unflatten(0, (len(names), -1))
     return F.normalize(text_KtE.mean(1), dim=-1)

@@ -1,0 +1,139 @@
+"""Pretrain a vision-language model: `deepspeed pretrain/main.py --config FILE [section.key=value ...]`.
+
+Reads as the recipe: build the parts, hand them to the trainer. Runs under deepspeed, torchrun, srun or plain python;
+interrupted, the same command goes on where it stopped.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+if __name__ == "__main__":  # started as a file, the folder of this file would come first and hide libraries
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import torch
+
+from pretrain import config, dist, plan, registry
+from pretrain import recipe as recipes
+from pretrain.batch import Batch
+from pretrain.config import ConfigError
+from pretrain.data.format import ShardError
+from pretrain.data.quarantine import Quarantine, TooManyBad
+from pretrain.engine import process
+from pretrain.engine.checkpoint import CheckpointError
+from pretrain.engine.run_folder import RunFolder, StaleRunError
+from pretrain.engine.trainer import Data, Hook, Identity, Trainer, TrainingError
+from pretrain.evals.base import Features
+from pretrain.objectives.base import Mixture
+from pretrain.recipe import Recipe
+from pretrain.report import scores
+
+EXAMPLE = """example:
+  deepspeed --num_gpus 2 pretrain/main.py --config pretrain/configs/clip_iconcaps.yaml train.steps=200 zero.stage=2"""
+
+
+def train(recipe: Recipe, device: torch.device) -> int:
+    """Train as the recipe says; return the exit code. All ranks call it."""
+    words = recipes.build_tokenizer(recipe.model)
+    loader = recipes.build_loader(recipe, words)
+    mixture = recipes.build_mixture(recipe, words)
+    folder = RunFolder(recipe.run.folder, config=config.dump(recipe))
+    if dist.is_main():
+        words.save(folder.path / "tokenizer")  # a run stays usable when the corpus is gone
+    quarantine = Quarantine(folder.path / "quarantine.jsonl", recipe.data.max_bad_fraction)
+
+    def on_bad(batch: Batch, step: int) -> None:
+        quarantine.add(batch.bad)
+        quarantine.sync(seen=(step + 1) * recipe.train.batch_size, device=device)
+
+    steps = recipe.train.total_steps(loader.samples_per_epoch)
+    trainer = Trainer(
+        mixture,
+        recipe,
+        folder=folder,
+        data=Data(batches=loader.iterate, state=lambda done: {"batch": done}, on_bad=on_bad),
+        steps=steps,
+        device=device,
+        seed=recipe.run.seed,
+        identity=Identity(
+            fingerprint={"order": loader.fingerprint(), "architecture": recipes.architecture(recipe, words)},
+            optimisation=recipe.model_dump(mode="json", include={"train", "optim"}),
+        ),
+        hooks=eval_hooks(recipe, mixture, folder.path, steps=steps, words=words, device=device),
+    )
+    return trainer.run()
+
+
+def eval_hooks(
+    recipe: Recipe, mixture: Mixture, folder: Path, *, steps: int, words: recipes.Tokenizer, device: torch.device
+) -> list[Hook]:
+    """Return one hook an eval: all ranks score together, rank 0 writes evals.jsonl."""
+    features = Features(
+        run=lambda batch, want: mixture([batch], want=want),
+        transform=recipes.build_transform(recipe.model),
+        composer=recipes.build_composer(recipe.model, words),
+        device=device,
+    )
+
+    def hook(name: str, section: recipes.EvalConfig) -> Hook:
+        scorer = registry.find("pretrain.evals", name).Eval(section)
+
+        def call(done: int) -> None:
+            found = {f"{name}/{key}": score for key, score in scorer.run(features).items()}
+            if dist.is_main():
+                scores.append(folder, done, found)
+                print("\n".join(f"step {done}: {key} {score}" for key, score in found.items()), flush=True)
+
+        return Hook(call, every=section.every_steps or steps)
+
+    return [hook(name, section) for name, section in recipe.evals.items()]
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    out = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    out.add_argument("--config", metavar="FILE", help="a YAML config, e.g. pretrain/configs/clip_iconcaps.yaml")
+    out.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
+    out.add_argument("--schema", action="store_true", help="print the JSON schema of a config and stop")
+    out.add_argument("--plan", action="store_true", help="print parameters and steps, build nothing, and stop")
+    out.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    out.add_argument("override", nargs="*", metavar="section.key=value", help="changes to the config")
+    return out
+
+
+def main(words: list[str] | None = None) -> int:
+    """Read the command line, train, and turn what went wrong into one sentence and an exit code."""
+    args = parser().parse_intermixed_args(words)
+    if args.schema:
+        print(json.dumps(recipes.schema(), indent=1))
+        return 0
+    if not args.config:
+        parser().error("--config FILE is needed")
+    try:
+        recipe = config.load(Recipe, args.config, args.override)
+        if args.print_config or args.plan:
+            print(config.dump(recipe) if args.print_config else plan.table(recipe))
+            return 0
+        return train(recipe, process.setup_process_group())
+    except (ConfigError, ShardError) as error:
+        return fail(error, code=2)
+    except (TrainingError, CheckpointError, StaleRunError, TooManyBad) as error:
+        return fail(error, code=1)
+    finally:
+        process.shutdown()
+
+
+def fail(error: Exception, *, code: int) -> int:
+    """Print the sentence once where all ranks fail alike; a rank that fails alone still gets heard."""
+    if os.environ.get("RANK", "0") != "0":  # the process group may not exist yet
+        time.sleep(3)  # by then rank 0 has spoken and the launcher has ended this process
+    config.exit_with(error, code=code)
+
+
+if __name__ == "__main__":
+    process.leave(main())
