@@ -27,6 +27,16 @@ from data_tools.recipes._draw import OVERSAMPLE, render_all
 from data_tools.recipes._emoji import NAMES, STYLES, Concept, Style, read_concepts, read_drawings
 from pretrain.data import format as shards
 
+TEMPLATES = (
+    "{}",
+    "an icon of {}",
+    "a picture of {}",
+    "an emoji of {}",
+    "a drawing of {}",
+    "{} icon",
+    "a small image of {}",
+)
+TAGGED, ALONE = 6, 2  # sentences with keywords, and of keywords alone
 LEAST_MEMBERS = 20  # a subgroup with fewer pictures is no few-shot class
 PLAIN = {"food-prepared": "cooked or prepared food", "face-concerned": "concerned faces", "person": "people"}
 
@@ -79,11 +89,18 @@ def build(args: argparse.Namespace) -> int:
 
 
 def captions(concept: Concept) -> list[str]:
-    """Return the sentences that may stand under a picture of a concept; the first is its plain name."""
-    label, tags = concept.label, [tag for tag in concept.tags if tag != concept.label]
-    pairs = [", ".join([label, *tags[at : at + 2]]) for at in range(0, len(tags), 2)]
-    tagged = [f"an icon of {', '.join(tags[at : at + 3])}" for at in range(0, len(tags), 3)]
-    return [label, f"an icon of {label}", f"a picture of {label}", f"a drawing of {label}", *pairs, *tagged]
+    """Return the sentences that may stand under a picture of a concept; the first is its plain name.
+
+    A reader draws one of them an epoch, so their numbers are weights: about half name the concept in a template,
+    nearly half add keywords, the rest are keywords alone, which is how words get to pictures of unseen concepts.
+    """
+    tags = [tag for tag in concept.tags if tag != concept.label]
+    starts = range(0, len(tags), -(-len(tags) // TAGGED) or 1)
+    windows = [tags[at : at + 1 + number % 3] for number, at in enumerate(starts)]  # of one, two and three keywords
+    named = [template.format(concept.label) for template in TEMPLATES]
+    tagged = [", ".join([text, *window]) for text, window in zip(named, windows)]
+    alone = [template.format(", ".join(window)) for template, window in zip(TEMPLATES, windows[1:][:ALONE])]
+    return list(dict.fromkeys([*named, *tagged, *alone]))
 
 
 def scored_classes(concepts: Sequence[Concept], drawings: Drawings) -> dict[str, dict[str, str]]:
