@@ -7,13 +7,12 @@ import importlib
 import logging
 import os
 import socket
-import warnings
 import sys
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 import torch.distributed as torch_dist
@@ -155,3 +154,15 @@ def shutdown() -> None:
             if torch_dist.is_initialized():
                 torch_dist.destroy_process_group()
     ds_comm.cdb = None
+
+
+def leave(code: int) -> NoReturn:
+    """Exit without tearing down the interpreter.
+
+    Everything is on disk by now. One exit in four of a ZeRO-3 run on gloo died in a C++ destructor of a thread that was
+    still running (`terminate called without an active exception`), which a launcher reads as a failed run.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -87,7 +87,9 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": dict(_versions(PACKAGES)),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or platform.machine(),
         "commit": _commit(),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
     }

@@ -1,6 +1,6 @@
 """A whole training run of Tiny, as a function for the pool and as a script for real launchers.
 
-    deepspeed --num_gpus 2 tests/pretrain/engine/tiny_run.py FOLDER [key=value ...]
+deepspeed --num_gpus 2 tests/pretrain/engine/tiny_run.py FOLDER [key=value ...]
 """
 
 import os

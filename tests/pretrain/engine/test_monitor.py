@@ -1,0 +1,36 @@
+"""What the progress line and metrics.jsonl say."""
+
+import json
+
+import torch
+
+from pretrain.engine.monitor import Config, Monitor, clock, truncate
+
+
+def test_speaks_first_regularly_and_last(tmp_path, capsys):
+    made = Monitor(Config(log_every=5, tensorboard=True), tmp_path, steps=12, start=0, batch_size=32, device=CPU)
+    for step in range(1, 13):
+        made.record(step, seconds=0.5, data_wait=0.125, scalars={"loss": 1 / step, "lr": 0.1})
+    made.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 5, 10, 12]
+    assert lines[1]["samples"] == 160 and lines[1]["samples_per_s"] == 64 and lines[1]["data_wait"] == 0.125
+    said = capsys.readouterr().err.splitlines()
+    assert said[1] == "step 5/12  loss 0.2000  lr 0.1  64.0 samples/s  data wait 25 %  ETA 0:04"
+    assert said[-1] in (tmp_path / "log.txt").read_text()
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_resumed_run_drops_later_and_torn_lines(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
+    truncate(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    truncate(tmp_path / "none.jsonl", 2)
+
+
+def test_clock():
+    assert [clock(s) for s in (0, 61, 3661)] == ["0:00", "1:01", "1:01:01"]
+
+
+CPU = torch.device("cpu")

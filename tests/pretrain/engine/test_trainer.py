@@ -1,0 +1,185 @@
+"""Whole runs: stages and worlds agree, kills and resumes change nothing, trouble stops all ranks with a sentence."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from pretrain.config import ConfigError, build
+from pretrain.engine import checkpoint, trainer
+from pretrain.engine.preemption import EXIT_REQUEUE
+from tests.pretrain.engine import tiny_run
+
+SCRIPT = Path(tiny_run.__file__)
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> list[float]:
+    return [m["loss"] for m in metrics(folder)]
+
+
+def final(folder: Path, step: int = 8) -> dict[str, torch.Tensor]:
+    return checkpoint.read_weights(folder / f"checkpoints/step-{step:08d}")
+
+
+@pytest.fixture(scope="module")
+def whole(ranks, tmp_path_factory) -> Path:
+    """An uninterrupted run on two ranks at stage 1."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert ranks.run(2, tiny_run.run, str(folder)) == [(0, [("hook", 4, False), ("hook", 8, False)])] * 2
+    return folder
+
+
+def test_a_run_leaves_what_the_design_says(whole):
+    lines = metrics(whole)
+    assert [m["step"] for m in lines] == list(range(1, 9))
+    keys = {"samples", "loss", "scale", "lr", "samples_per_s", "samples_per_s_per_device", "data_wait", "step_time"}
+    assert keys | {"memory", "grad_norm"} <= lines[0].keys()
+    assert lines[-1]["samples"] == 64 and lines[0]["lr"] == 0.01 and lines[1]["lr"] == 0.02
+    assert "step 8/8" in (whole / "log.txt").read_text()
+    assert json.loads((whole / "environment.json").read_text())["world"] == 2
+    assert (whole / "config.yaml").read_text() == "seed: 0\n"
+    assert (whole / "checkpoints/latest").read_text() == "step-00000008\n"
+
+
+@pytest.mark.parametrize(("world", "stage"), [(1, 0), (2, 3)])
+def test_stages_and_worlds_agree(ranks, tmp_path, whole, world, stage):
+    ranks.run(world, tiny_run.run, str(tmp_path), f"zero.stage={stage}")
+    assert losses(tmp_path) == pytest.approx(losses(whole), rel=1e-5)
+
+
+def test_a_killed_run_ends_with_the_same_bits(ranks, tmp_path, whole):
+    with pytest.raises(AssertionError, match="died with -9"):
+        ranks.run(2, tiny_run.run, str(tmp_path), "kill_at=5")
+    assert [m["step"] for m in metrics(tmp_path)] == [1, 2, 3, 4, 5]  # beyond the checkpoint of step 3
+    results = ranks.run(2, tiny_run.run, str(tmp_path), "seed=1")
+    assert results[0] == (0, [("restored", 3), ("hook", 4, False), ("hook", 8, False)])
+    assert [m["step"] for m in metrics(tmp_path)] == list(range(1, 9))
+    assert losses(tmp_path) == losses(whole)
+    a, b = final(tmp_path), final(whole)
+    assert all(torch.equal(a[name], b[name]) for name in b)
+
+
+def test_a_resume_on_another_world_goes_on(ranks, tmp_path, whole):
+    ranks.run(2, tiny_run.run, str(tmp_path), "train.steps=8", "checkpoint.every_steps=4")
+    for late in ("step-00000008", "latest"):
+        path = tmp_path / "checkpoints" / late
+        subprocess.run(["rm", "-r", str(path)], check=True)
+    ranks.run(1, tiny_run.run, str(tmp_path), "zero.stage=3", "seed=1")
+    assert losses(tmp_path) == pytest.approx(losses(whole), rel=1e-5)
+
+
+def test_a_finished_run_started_again_does_nothing(ranks, tmp_path, whole):
+    ranks.run(1, tiny_run.run, str(tmp_path), "train.steps=3")
+    before = losses(tmp_path)
+    assert ranks.run(1, tiny_run.run, str(tmp_path), "train.steps=3") == [(0, [("restored", 3)])]
+    assert losses(tmp_path) == before
+
+
+def test_a_changed_learning_rate_is_told(ranks, tmp_path):
+    ranks.run(1, tiny_run.run, str(tmp_path), "train.steps=3")
+    ranks.run(1, tiny_run.run, str(tmp_path), "train.steps=4", "optim.lr=0.01")
+    assert "WARNING warning: optim.lr was 0.02, is 0.01 from here on" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_loss_that_is_not_finite_stops_all_ranks(ranks, tmp_path):
+    with pytest.raises(AssertionError) as error:
+        ranks.run(2, tiny_run.run, str(tmp_path), "nan_at=4")
+    sentence = "TrainingError: step 5: the loss is not finite on 1 of 2 ranks; lower optim.lr"
+    assert str(error.value).count(sentence) == 2
+    assert (tmp_path / "checkpoints/latest").read_text() == "step-00000003\n"
+
+
+def test_bad_samples_of_one_rank_are_seen_by_all(ranks, tmp_path):
+    (_, first), (_, second) = ranks.run(2, tiny_run.run, str(tmp_path), "bad_at=2")
+    assert ("bad", 2, 0) in first and ("bad", 2, 1) in second
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_and_resumes(ranks, tmp_path, whole, precision):
+    words = [f"train.precision={precision}", "zero.stage=2", "checkpoint.every_steps=4"]
+    ranks.run(2, tiny_run.run, str(tmp_path), *words)
+    assert losses(tmp_path) == pytest.approx(losses(whole), rel=0.05)
+    assert losses(tmp_path) != losses(whole)
+    before, lines = losses(tmp_path), metrics(tmp_path)
+    if precision == "fp16":
+        assert {m["loss_scale"] for m in lines} == {2.0**16}
+    for late in ("step-00000008", "latest"):
+        subprocess.run(["rm", "-r", str(tmp_path / "checkpoints" / late)], check=True)
+    ranks.run(2, tiny_run.run, str(tmp_path), *words, "seed=1")
+    assert losses(tmp_path) == before
+
+
+def test_a_batch_that_ranks_do_not_divide_is_refused(ranks, tmp_path):
+    with pytest.raises(AssertionError, match=r"train.batch_size: 9 is not divisible by 2 ranks; try 8"):
+        ranks.run(2, tiny_run.run, str(tmp_path), "train.batch_size=9")
+
+
+def test_the_length_of_a_run():
+    assert trainer.Config(steps=7).total_steps(100) == 7
+    assert trainer.Config(samples=1000, batch_size=256).total_steps(100) == 4
+    assert trainer.Config(epochs=1.5, batch_size=10).total_steps(100) == 15
+    with pytest.raises(ConfigError, match="exactly one of steps, samples, epochs"):
+        build(trainer.Config, {"steps": 1, "epochs": 1})
+    with pytest.raises(ConfigError, match="no samples"):
+        trainer.Config(epochs=1).total_steps(0)
+
+
+def start(folder: Path, *words: str, launcher: bool) -> subprocess.Popen:
+    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    port = str(20000 + os.getpid() % 20000)
+    head = ["deepspeed", "--num_gpus", "2", "--master_port", port] if launcher else [sys.executable]
+    command = [*head, str(SCRIPT), str(folder), "train.steps=10000", "pause=0.02", *words]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_steps(folder: Path, process: subprocess.Popen, steps: int = 3) -> None:
+    for _ in range(600):
+        if (folder / "metrics.jsonl").exists() and len(losses(folder)) >= steps:
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    raise AssertionError("no step in a minute")
+
+
+def test_a_signal_to_one_rank_saves_on_all_and_asks_to_be_requeued(tmp_path):
+    process = start(tmp_path, launcher=True)
+    try:
+        wait_for_steps(tmp_path, process)
+        ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if "--local_rank=1" in p.cmdline()]
+        ranks[0].send_signal(signal.SIGUSR1)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == EXIT_REQUEUE, output
+    done = int((tmp_path / "checkpoints/latest").read_text()[5:])
+    assert done == metrics(tmp_path)[-1]["step"] and final(tmp_path, done)
+    assert f"stopped by a signal after step {done}" in output
+
+
+@pytest.mark.parametrize(("presses", "saved"), [(1, True), (2, False)])
+def test_ctrl_c_saves_and_the_second_one_leaves_at_once(tmp_path, presses, saved):
+    process = start(tmp_path, "checkpoint.every_steps=null", f"pause={0.02 if saved else 3}", launcher=False)
+    try:
+        wait_for_steps(tmp_path, process, 3 if saved else 1)
+        for _ in range(presses):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, output
+    assert bool(checkpoint.complete(tmp_path / "checkpoints")) == saved
+    assert math.isfinite(losses(tmp_path)[-1])
