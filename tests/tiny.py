@@ -5,10 +5,11 @@ from pathlib import Path
 
 import torch
 
-from pretrain import dist
+from pretrain import dist, pretrained, recipe
 from pretrain.batch import Batch
 from pretrain.data import synthetic, tokenizer
 from pretrain.models import text, vision, vlm
+from pretrain.pretrained import Pretrained
 
 VOCABULARY = 64
 START, END = VOCABULARY - 2, VOCABULARY - 1
@@ -91,3 +92,13 @@ def config_file(folder: Path) -> Path:
     path = corpus(folder) / "tiny.yaml"
     path.write_text(recipe_text(folder))
     return path
+
+
+def pretrained_model(section: vlm.Config, *, seed: int = 0) -> Pretrained:
+    """Return a model over a freshly trained BPE of the made-up captions, norms and biases away from one and zero."""
+    words = tokenizer.train([f"a picture of one {name} on a plain ground" for name in synthetic.CLASSES], 600)
+    section.text.vocab_size = None
+    torch.manual_seed(seed)
+    made = recipe.build_model(section, words)
+    state = {n: x + 0.02 * torch.randn_like(x) if x.is_floating_point() else x for n, x in made.state_dict().items()}
+    return pretrained.build(section, words, state, source="tests")

@@ -53,7 +53,7 @@ def leading(ours: str, theirs: str, *, dims: int) -> Pair:
 
 
 def scalar(ours: str, theirs: str, *, most: float = float("inf")) -> Pair:
-    """Return the pair of our [1] and a 0-dim parameter; `most` is the clamp that our forward applies and theirs does not.
+    """Return the pair of our [1] and a 0-dim parameter; `most` is the clamp that our forward applies, theirs does not.
 
     DeepSpeed fails on 0-dim parameters, the libraries expect them. Some files hold [1]: taken too.
     """

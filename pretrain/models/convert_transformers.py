@@ -134,7 +134,7 @@ def _hold(config: vlm.Config, *, end: int) -> ClipShape:
         return clip_shape.of(config.vision)
     except ConfigError as error:
         raise ConfigError(
-            f"export to transformers: CLIPModel holds only CLIP's own ViT; {error}. --format open_clip holds timm towers"
+            f"export to transformers: CLIPModel holds only CLIP's own ViT; {error}. --format open_clip holds timm's"
         ) from error
 
 

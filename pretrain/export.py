@@ -1,0 +1,136 @@
+"""Write a trained model as a folder that another library loads, and keep it only if that library agrees with us.
+
+python pretrain/export.py MODEL OUT --format hf|open_clip|diptych [--step N] [--pairs SHARD]
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pretrain import config, pretrained, registry, verification
+from pretrain.config import ConfigError
+from pretrain.data.decode import BadSample
+from pretrain.data.format import ShardError
+from pretrain.engine.checkpoint import CheckpointError
+from pretrain.exports import base
+from pretrain.pretrained import Pretrained
+from pretrain.verification import ExportError, Pairs
+
+MARK = "diptych_export.json"  #: says that a folder is an export of ours, which a new one may replace
+PACKAGE = "pretrain.exports"
+
+
+def export(model: Pretrained, out: str | Path, *, format: str, pairs: Pairs | None = None) -> dict[str, float]:
+    """Write `model` to the folder `out`, verified; return the largest differences that were found.
+
+    Raises:
+        ConfigError: the format cannot hold the model, or `out` holds something else.
+        ExportError: the library of the format reads it differently; nothing is kept.
+    """
+    out = Path(out).absolute()
+    if out.exists() and not (out / MARK).is_file():
+        raise ConfigError(f"{out} exists and is no export of ours; choose another folder or remove it")
+    plug: base.Format = registry.find(PACKAGE, format).Format()
+    part = out.with_name(f".{out.name}.{os.urandom(4).hex()}.part") / out.name  # same name: the card's snippet shows it
+    try:
+        part.mkdir(parents=True)
+        plug.write(model, part)
+        try:
+            found = verification.verify(model, plug.read(part), pairs or verification.drawn())
+        except (ConfigError, ExportError):
+            raise
+        except Exception as error:  # whatever the library raises on a folder that it cannot load
+            raise ExportError(f"{format} cannot load it ({type(error).__name__}: {error})") from error
+        (part / "README.md").write_text(_card(model, plug, out.name, found), encoding="utf-8")
+        mark = {"format": format, "weights_hash": model.weights_hash, "source": model.source, "verified": found}
+        (part / MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
+        for file in part.rglob("*.safetensors"):
+            shutil.copymode(part / MARK, file)  # safetensors lets only its owner read; others may use the export too
+        _publish(part, out)
+    finally:
+        shutil.rmtree(part.parent, ignore_errors=True)
+    return found
+
+
+def _publish(part: Path, out: Path) -> None:
+    """Give a finished folder its name; an earlier one leaves only when the new one is complete."""
+    old = part.with_name("earlier")
+    if out.exists():
+        os.rename(out, old)
+    try:
+        os.rename(part, out)
+    except OSError:
+        if old.exists():
+            os.rename(old, out)
+        raise
+
+
+def _card(model: Pretrained, plug: base.Format, name: str, found: dict[str, float]) -> str:
+    section = model.config
+    count = sum(p.numel() for p in model.model.parameters())
+    tags = "\n".join(f"- {tag}" for tag in plug.tags)
+    return f"""---
+tags:
+{tags}
+pipeline_tag: zero-shot-image-classification
+---
+# {name}
+
+A model that compares pictures and texts, trained with diptych. {(plug.__doc__ or "").splitlines()[0]}
+
+| | |
+|---|---|
+| vision tower | {section.vision.name} {section.vision.args or ""}, {section.vision.image_size} pixels |
+| text tower | {section.text.name}, {section.text.layers} layers, at most {section.text.context_length} tokens |
+| joint width | {section.embed_dim} |
+| parameters | {count:,} |
+| weights hash | {model.weights_hash} |
+
+Run beside the folder:
+
+```python
+{plug.snippet.format(folder=name)}```
+
+Before this folder was kept it was loaded with that code's library: unit-norm features differed by at most
+{max(found["image_features"], found["text_features"]):.1e}; features of pictures prepared by its own processor had a
+cosine of at least {found["cosine"]:.6f}; the ids of {found["captions"]:.0f} captions were equal. Feed it what training
+saw: captions with mojibake repaired and HTML entities resolved (ftfy.fix_text, html.unescape), pictures with
+transparency put over white.
+"""
+
+
+def main(words: list[str] | None = None) -> int:
+    """Export by command line: 0 when the folder is there and verified, 1 when it was not kept, 2 for bad usage."""
+    parser = argparse.ArgumentParser(
+        prog="python pretrain/export.py",
+        description="Write a trained model as a folder that another library loads; verified before it is kept.",
+        epilog="example: python pretrain/export.py runs/clip_iconcaps runs/clip_iconcaps/export/open_clip "
+        "--format open_clip",
+    )
+    parser.add_argument("model", help="run folder, checkpoint, or export")
+    parser.add_argument("out", help="folder to make; an earlier export there is replaced")
+    parser.add_argument("--format", required=True, choices=registry.names(PACKAGE))
+    parser.add_argument("--step", type=int, help="of a run: this checkpoint instead of the newest")
+    parser.add_argument("--pairs", metavar="SHARD", help="compare on the first 32 pairs of this tar, not on drawings")
+    args = parser.parse_args(words)
+    try:
+        pairs = verification.real(args.pairs) if args.pairs else None
+        model = pretrained.load(args.model, step=args.step)
+        found = export(model, args.out, format=args.format, pairs=pairs)
+    except (ConfigError, ShardError, BadSample, ValueError) as error:
+        config.exit_with(error)
+    except (ExportError, CheckpointError, OSError) as error:
+        config.exit_with(RuntimeError(f"export {args.out}: {error}; nothing was kept"), code=1)
+    figures = ", ".join(f"{name} {value:.3g}" for name, value in found.items())
+    print(f"{args.out}: {args.format}, verified ({figures})")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

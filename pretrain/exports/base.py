@@ -1,0 +1,60 @@
+"""What an export format is: it writes a folder, and reads it back with the library that the folder is for.
+
+Shapes: N = images, B = texts, T = tokens, E = joint embedding width, S = side of a picture in pixels.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pretrain.pretrained import Pretrained
+
+
+@dataclass
+class Reader:
+    """An export as its own library uses it."""
+
+    image: Callable[[Tensor], Tensor]  #: pixels [N, 3, S, S] -> unit-norm features [N, E]
+    text: Callable[[Tensor], Tensor]  #: ids [B, T], T the context length -> unit-norm features [B, E]
+    pixels: Callable[[Sequence[Image.Image]], Tensor]  #: pictures -> [N, 3, S, S]
+    tokens: Callable[[Sequence[str]], list[list[int]]]  #: texts -> ids; what follows the end token does not matter
+    scale: float  #: exp of the log temperature
+    floors_crop: bool = False  #: cuts at the floor of half the excess, where torchvision and we round it
+
+
+class Format:
+    """Base of every format."""
+
+    tags: tuple[str, ...] = ()  #: of the model card
+    snippet = ""  #: Python for the model card; {folder} is the export's name
+
+    def write(self, model: Pretrained, folder: Path) -> None:
+        """Fill an empty folder.
+
+        Raises:
+            ConfigError: the format cannot hold the model; the message says why and which one can.
+        """
+        raise NotImplementedError
+
+    def read(self, folder: Path) -> Reader:
+        """Load the folder offline, with the library that it is for and nothing of ours."""
+        raise NotImplementedError
+
+
+def our_pixels(model: Pretrained, picture: Image.Image) -> Tensor:
+    """Return a picture as our own transform prepares it, [3, S, S]."""
+    return torch.from_numpy(model.transform.evaluate(np.asarray(picture.convert("RGB"))))
+
+
+def save_tokenizer(model: Pretrained, folder: Path) -> None:
+    """Write the tokenizer's files into the folder itself, with the length at which other libraries cut."""
+    model.tokenizer.save(folder)
+    path = folder / "tokenizer_config.json"
+    tree = json.loads(path.read_text(encoding="utf-8")) | {"model_max_length": model.config.text.context_length}
+    path.write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
