@@ -1,0 +1,242 @@
+"""Fine-tune a pretrained model: `deepspeed finetune/main.py --config FILE base=EXPORT [section.key=value ...]`.
+
+Reads as the recipe: base model, task and method become one module, the trainer of pretraining does the rest.
+Interrupted, the same command goes on where it stopped. RUN/delta.safetensors holds what was trained.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+if __name__ == "__main__":  # started as a file, the folder of this file would come first and hide libraries
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import torch
+from torch import Tensor
+
+from finetune import delta, recipe
+from finetune.methods import base as methods
+from finetune.methods.base import Finetune
+from finetune.recipe import Recipe
+from finetune.splits import Splits
+from finetune.tasks import base as tasks
+from pretrain import config, dist, pretrained, registry
+from pretrain.batch import Batch
+from pretrain.config import ConfigError
+from pretrain.data import loader
+from pretrain.data.format import ShardError
+from pretrain.data.quarantine import Quarantine, TooManyBad
+from pretrain.engine import process
+from pretrain.engine.checkpoint import CheckpointError
+from pretrain.engine.run_folder import RunFolder, StaleRunError
+from pretrain.engine.trainer import Data, Identity, Trainer, TrainingError
+from pretrain.evals.base import Features
+from pretrain.evals.zero_shot import class_weights
+from pretrain.metrics.interval import Score
+from pretrain.pretrained import Pretrained
+from pretrain.report import scores
+
+EXAMPLE = """example:
+  deepspeed --num_gpus 2 finetune/main.py --config finetune/configs/coop_iconcaps.yaml base=runs/clip_iconcaps/export
+one's own pictures, FOLDER/train/CLASS/*.jpg and FOLDER/test/CLASS/*.jpg:
+  python finetune/main.py --config finetune/configs/linear_probe_iconcaps.yaml base=EXPORT task.data=FOLDER"""
+
+
+class Job:
+    """The parts of one fine-tuning run."""
+
+    def __init__(self, section: Recipe, device: torch.device) -> None:
+        """Build the parts. All ranks call it.
+
+        Raises:
+            ConfigError: parts that do not fit together; what can be told from the config is, before weights are read.
+        """
+        self.recipe, self.device = section, device
+        self.base: Pretrained = pretrained.load(section.base)
+        methods.refuse_base(section.method.name, self.base.config)
+        self.folder = RunFolder(section.run.folder, config=config.dump(section))
+        self.task: tasks.Task = registry.find("finetune.tasks", section.task.name).Task(section.task)
+        self.splits: Splits = self.task.prepare(self.folder.path / "data")
+        dist.seed_step(section.run.seed, "method")  # the same first weights on every rank
+        plug = registry.find("finetune.methods", section.method.name)
+        self.method: methods.Method = plug.Method(section.method, self.base, self.splits.names)
+        self.module = Finetune(self.method).to(device)
+
+    def read(self, split: str) -> Iterator[Batch]:
+        """Return this rank's part of a split, in order, on the device; all ranks get equally many batches."""
+        shards: list[str] = getattr(self.splits, split)
+        if not shards:
+            raise ConfigError(f"task.data: has no {split} split, and too few samples to take one from train")
+        batches = loader.scan(
+            shards,
+            reader={self.task.reader: {}},
+            transform=self.base.transform,
+            composer=self.base.composer,
+            batch_size=self.recipe.task.batch_size,
+            rank=dist.rank(),
+            world=dist.world(),
+            workers=self.recipe.data.workers,
+        )
+        return (batch.to(self.device) for batch in batches)
+
+    def zero_shot(self) -> Score:
+        """Return the score of the base as it is, with the task's sentences."""
+        model = self.base.model.eval()
+        features = Features(
+            run=lambda batch, want: getattr(model(batch), want),
+            transform=self.base.transform,
+            composer=self.base.composer,
+            device=self.device,
+        )
+        task = self.recipe.task
+        weight_KE = class_weights(features, self.splits.names, task.templates, batch_size=task.batch_size)
+        with torch.no_grad():
+            return self.task.score(lambda b: model(b).image @ weight_KE.T, self.read("test"), self.splits.names)
+
+    def score(self, module: torch.nn.Module) -> Score:
+        """Return the score of the fine-tuned model on the whole test split."""
+        return self.task.score(lambda b: module([b], want="logits"), self.read("test"), self.splits.names)
+
+    def training(self) -> loader.Loader:
+        """Return the training batches of this rank."""
+        assert self.recipe.train is not None
+        where = {"shards": self.splits.train, "reader": {self.task.reader: {}}}
+        return loader.Loader(
+            loader.Config(**{**self.recipe.data.model_dump(), **where}),
+            batch_size=self.recipe.train.batch_size,
+            seed=self.recipe.run.seed,
+            transform=self.base.transform,
+            composer=self.base.composer,
+            rank=dist.rank(),
+            world=dist.world(),
+        )
+
+    def identity(self, batches: loader.Loader) -> Identity:
+        """Return what a checkpoint of this run belongs to."""
+        tree = self.recipe.model_dump(mode="json", include={"method", "train", "optim"})
+        about = {"base": self.base.weights_hash, "method": tree.pop("method"), "classes": self.splits.names}
+        return Identity(fingerprint={"order": batches.fingerprint(), "architecture": about}, optimisation=tree)
+
+
+def run(section: Recipe, device: torch.device) -> int:
+    """Fine-tune as the recipe says; return the exit code. All ranks call it."""
+    job = Job(section, device)
+    before = job.zero_shot()
+    if job.method.fits:
+        print_once(json.dumps(job.method.fit(job.read)))
+        return finish(job, before, steps=0)
+    batches = job.training()
+    train, optim = section.train, section.optim
+    assert train is not None
+    optim.epoch_steps = batches.samples_per_epoch / train.batch_size
+    quarantine = Quarantine(job.folder.path / "quarantine.jsonl", section.data.max_bad_fraction)
+
+    def on_bad(batch: Batch, step: int) -> None:
+        quarantine.add(batch.bad)
+        quarantine.sync(seen=(step + 1) * train.batch_size, device=device)
+
+    steps = train.total_steps(batches.samples_per_epoch)
+    trainer = Trainer(
+        job.module,
+        section,
+        folder=job.folder,
+        data=Data(batches=batches.iterate, state=lambda done: {"batch": done}, on_bad=on_bad),
+        steps=steps,
+        device=device,
+        seed=section.run.seed,
+        identity=job.identity(batches),
+    )
+    return trainer.run() or finish(job, before, steps=steps, trainer=trainer)
+
+
+def finish(job: Job, before: Score, *, steps: int, trainer: Trainer | None = None) -> int:
+    """Score, save the delta and say the result; return the exit code."""
+    if trainer is None:
+        with torch.no_grad():
+            after = job.score(job.module.eval())
+        trained = dict(job.method.trained())
+    else:
+        with trainer.engine.evaluating() as module:
+            after = job.score(module)
+        trained = whole(job.method, stage=job.recipe.zero.stage)
+    if dist.is_main():
+        delta.write(
+            job.folder.path / delta.FILE,
+            trained,
+            pretrained=job.base,
+            method=job.recipe.method,
+            names=job.splits.names,
+        )
+        name = f"{job.recipe.task.name}/{job.task.metric}"
+        scores.append(job.folder.path, steps, {f"{job.recipe.task.name}/zero_shot": before, name: after})
+    numbers = sum(p.numel() for p in trained.values())
+    print_once(
+        f"{job.recipe.method.name} on {job.recipe.task.name} ({len(job.splits.names)} classes, "
+        f"{job.splits.samples['train']} samples, {numbers:,} parameters): test {job.task.metric} {after}, "
+        f"zero-shot {before}"
+    )
+    return 0
+
+
+def whole(method: methods.Method, *, stage: int) -> dict[str, Tensor]:
+    """Return the trained parameters as they are on rank 0; ZeRO-3 has them in parts. All ranks call it."""
+    import deepspeed
+
+    trained = method.trained()
+    with deepspeed.zero.GatheredParameters(list(trained.values()), enabled=stage == 3):
+        return {name: p.detach().cpu().clone() for name, p in trained.items()}
+
+
+def print_once(line: str) -> None:
+    """Print a line on rank 0."""
+    if dist.is_main():
+        print(line, flush=True)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    out = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    out.add_argument("--config", metavar="FILE", help="a YAML config, e.g. finetune/configs/coop_iconcaps.yaml")
+    out.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
+    out.add_argument("--schema", action="store_true", help="print the JSON schema of a config and stop")
+    out.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    out.add_argument("override", nargs="*", metavar="section.key=value", help="changes to the config; base=MODEL")
+    return out
+
+
+def main(words: list[str] | None = None) -> int:
+    """Read the command line, fine-tune, and turn what went wrong into one sentence and an exit code."""
+    args = parser().parse_intermixed_args(words)
+    if args.schema:
+        print(json.dumps(recipe.schema(), indent=1))
+        return 0
+    if not args.config:
+        parser().error("--config FILE is needed")
+    try:
+        section = config.load(Recipe, args.config, args.override)
+        if args.print_config:
+            print(config.dump(section))
+            return 0
+        return run(section, process.setup_process_group())
+    except (ConfigError, ShardError) as error:
+        return fail(error, code=2)
+    except (TrainingError, CheckpointError, StaleRunError, TooManyBad) as error:
+        return fail(error, code=1)
+    finally:
+        process.shutdown()
+
+
+def fail(error: Exception, *, code: int) -> int:
+    """Print the sentence once where all ranks fail alike; a rank that fails alone still gets heard."""
+    if not dist.is_main():
+        time.sleep(3)  # by then rank 0 has spoken and the launcher has ended this process
+    config.exit_with(error, code=code)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

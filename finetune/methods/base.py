@@ -1,0 +1,147 @@
+"""What a fine-tuning method is, and Finetune: the one module that DeepSpeed wraps.
+
+A method says four things: which kinds of task it `serves`, which parameters it `trains` (all else is frozen and never
+saved), how it may `rewrite` an Example, and how it answers (`classify`). What it cannot do is refused from its class
+attributes, before any weight is built.
+Shapes: B = rows, N = images, K = classes, E = joint embedding width.
+"""
+
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pretrain import registry
+from pretrain.batch import Batch, Example
+from pretrain.config import ConfigError, Section
+from pretrain.models import vlm
+from pretrain.pretrained import Pretrained
+
+Read = Callable[[str], Iterator[Batch]]  #: split -> this rank's batches on its device; ranks get equally many
+
+
+class Config(Section):
+    """Base of every method's section."""
+
+    name: str  #: a module of finetune/methods
+
+
+class Method(nn.Module):
+    """Base of every method: holds the base model as `self.model`, its own parameters beside it."""
+
+    serves: ClassVar[tuple[str, ...]] = ()  #: kinds of task: classify
+    needs: ClassVar[tuple[str, ...]] = ("image",)  #: of the base: image, text, text_embeds
+    trains: ClassVar[tuple[str, ...]] = ()  #: patterns over parameter names, e.g. "head.*" or "model.vision.*"
+    fits: ClassVar[bool] = False  #: solved at once by `fit`, not trained step by step
+
+    def __init__(self, config: Any, pretrained: Pretrained, names: list[str]) -> None:
+        super().__init__()
+        self.config = config
+        self.model = pretrained.model
+        self.tokenizer = pretrained.tokenizer
+        self.names = names
+
+    def train(self, mode: bool = True) -> "Method":  # noqa: FBT001, FBT002 (nn.Module's signature)
+        """Switch mode; a base of which nothing trains stays in eval mode, without dropout or moving statistics."""
+        super().train(mode)
+        if not any(p.requires_grad for p in self.model.parameters()):
+            self.model.eval()
+        return self
+
+    @classmethod
+    def epochs(cls, shots: int | None) -> int | None:
+        """Return the published length of a run on `shots` samples a class, for configs that name none."""
+        return None
+
+    def rewrite(self, example: Example) -> Example:
+        """Return the Example as this method wants it."""
+        return example
+
+    def classes(self) -> Tensor | None:
+        """Return what does not depend on the pictures, [K, E]: computed once a step, and once an evaluation."""
+        return None
+
+    def classify(self, batch: Batch, classes_KE: Tensor | None) -> Tensor:
+        """Return logits [N, K] of a batch of pictures; `classes_KE` is what `classes` returned."""
+        raise NotImplementedError
+
+    def fit(self, read: Read) -> dict[str, float]:
+        """Solve for the parameters (only where `fits`); return scalars to log. All ranks call it together."""
+        raise NotImplementedError
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that `trains` names."""
+        return {n: p for n, p in self.named_parameters() if any(fnmatch(n, pattern) for pattern in self.trains)}
+
+
+def refuse_task(name: str, *, task: str, kind: str) -> None:
+    """Raise a ConfigError where a method cannot serve a kind of task."""
+    served = {n: registry.find("finetune.methods", n).Method.serves for n in registry.names("finetune.methods")}
+    if kind not in served[name]:
+        others = [other for other, kinds in served.items() if kind in kinds]
+        hint = f"; methods that do: {', '.join(others)}" if others else ""
+        raise ConfigError(f"method.name: {name} serves {served[name]}, not {kind!r} ({task}){hint}")
+
+
+def refuse_base(name: str, base: vlm.Config) -> None:
+    """Raise a ConfigError where a base model lacks what a method needs."""
+    method = registry.find("finetune.methods", name).Method
+    provides = (*vlm.VLM.provides, *(("text_embeds",) if base.text.name == "native" else ()))
+    missing = [need for need in method.needs if need not in provides]
+    if missing == ["text_embeds"]:
+        raise ConfigError(
+            f"method.name: {name} writes word embeddings into the text tower, which {base.text.name!r} does not take; "
+            "use a base with the native text tower, or a method such as linear_probe"
+        )
+    if missing:
+        raise ConfigError(f"method.name: {name} needs {missing}, the base provides {provides}")
+
+
+class Finetune(nn.Module):
+    """A method behind one forward, all frozen that it does not train."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        trained = method.trained()
+        assert trained, f"{method.trains} names no parameter of {type(method).__module__}"
+        for name, p in method.named_parameters():
+            p.requires_grad_(name in trained)
+        self.method = method
+        self._classes_KE: Tensor | None = None
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Finetune":  # noqa: FBT001, FBT002 (nn.Module's signature)
+        """Switch mode and forget class features, which belong to the weights of one evaluation."""
+        self._classes_KE = None
+        super().train(mode)
+        return self
+
+    def forward(self, batches: list[Batch], *, want: str | None = None) -> Any:
+        """Return (loss, logs) of a step's batches, or, with want="logits", their logits [N, K].
+
+        The loss is the mean cross-entropy over this rank's rows; ranks hold equally many, so that the mean over ranks
+        is the mean over the global batch.
+        """
+        classes_KE = self._classes()
+        logits_NK = torch.cat([self.method.classify(batch, classes_KE) for batch in batches]).float()
+        if want == "logits":
+            return logits_NK
+        target_N = torch.cat([targets(batch) for batch in batches])
+        right_N = logits_NK.detach().argmax(1) == target_N
+        return F.cross_entropy(logits_NK, target_N), {"accuracy": right_N.float().mean()}
+
+    def _classes(self) -> Tensor | None:
+        if self.training or torch.is_grad_enabled():
+            return self.method.classes()
+        if self._classes_KE is None:
+            self._classes_KE = self.method.classes()
+        return self._classes_KE
+
+
+def targets(batch: Batch) -> Tensor:
+    """Return a batch's class indices [N]."""
+    assert batch.target_B is not None, "the reader gives no classes"
+    return batch.target_B
