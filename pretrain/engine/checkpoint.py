@@ -169,7 +169,9 @@ class Checkpoints:
             self._on_main(lambda: self._publish(hidden, final, files, state), what)
         except CheckpointError as error:
             if dist.is_main():
-                shutil.rmtree(hidden, ignore_errors=True)
+                for left in final.parent.glob(f".*{self.folder.token[:8]}.part"):
+                    shutil.rmtree(left, ignore_errors=True)
+                    left.unlink(missing_ok=True)
             dist.barrier()
             raise CheckpointError(
                 f"{error}; the older checkpoints are intact. Free space or lower checkpoint.keep_last, then start again"
@@ -181,13 +183,15 @@ class Checkpoints:
         files["state.json"] = {"bytes": (hidden / "state.json").stat().st_size, "sha256": digest(hidden / "state.json")}
         write_atomic(hidden / "COMPLETE", json.dumps({"version": VERSION, "files": files}, indent=1).encode())
         _fsync_folder(hidden)
+        latest = final.with_name(f".latest.{self.folder.token[:8]}.part")
+        write_atomic(latest, final.name.encode() + b"\n")
         self.folder.check_token()
         old = final.with_name(f".{final.name}.old.part")
         if final.exists():  # saved again at the same step, e.g. after it was found damaged
             os.rename(final, old)
         os.rename(hidden, final)
+        os.replace(latest, final.parent / "latest")  # prepared above: needs no space
         _fsync_folder(final.parent)
-        write_atomic(final.parent / "latest", final.name.encode() + b"\n")
         shutil.rmtree(old, ignore_errors=True)
         older = [path for path in complete(final.parent) if path.name <= final.name]
         for path in older[self.config.keep_last :]:
@@ -196,11 +200,9 @@ class Checkpoints:
     # -- resuming ------------------------------------------------------------------------------------------------------
 
     def candidates(self) -> list[Path]:
-        """Return what `resume` allows, newest first, and remove what interrupted saves left; all ranks call it."""
+        """Return what `resume` allows, newest first; all ranks call it."""
         found: list[Path] = []
         if dist.is_main():
-            for left in self.folder.checkpoints.glob(".step-*.part"):
-                shutil.rmtree(left, ignore_errors=True)
             if self.config.resume == "auto":
                 found = complete(self.folder.checkpoints)
             elif self.config.resume != "none":

@@ -2,7 +2,8 @@
 
 Parameters, gradients and moments stay fp32 at every ZeRO stage; only the arithmetic inside forward is lowered.
 DeepSpeed 0.19.8's own `torch_autocast` is not used: with fp16 at stages 1-3 it clips gradients before unscaling
-them and never lowers the scale after an overflow (stage_1_and_2.py returns before GradScaler.update).
+them and never lowers the scale after an overflow (stage_1_and_2.py returns before GradScaler.update). The price: ranks
+exchange gradients and ZeRO-3 weights in fp32, and autograd keeps the lowered copies of weights until backward.
 """
 
 from typing import Any, Literal

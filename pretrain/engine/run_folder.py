@@ -6,6 +6,7 @@ runs/NAME/config.yaml environment.json log.txt metrics.jsonl tensorboard/ checkp
 import json
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
@@ -30,26 +31,33 @@ class StaleRunError(RuntimeError):
 
 
 class RunFolder:
-    """The folder of a run. Building one claims it: earlier processes of the run refuse to write from then on."""
+    """The folder of a run, before and after this process owns it."""
 
-    def __init__(self, path: str | Path, *, config: str = "", environment: dict[str, Any] | None = None) -> None:
-        """All ranks call it; rank 0 writes.
+    def __init__(self, path: str | Path, *, config: str = "") -> None:
+        """Name the folder; `config` is the resolved config as YAML. Nothing is written before `claim`."""
+        self.path = Path(path)
+        self.token = ""
+        self._config = config
+
+    def claim(self) -> None:
+        """Take the folder over: earlier processes of the run refuse to write from then on. All ranks call it.
+
+        It comes after a resume was found possible, so that a refused start leaves config.yaml and a running job alone.
 
         Raises:
             ConfigError: the folder cannot be written.
         """
-        self.path = Path(path)
-        problem = None
-        token = ""
+        token, problem = uuid.uuid4().hex, None
         if dist.is_main():
-            token = uuid.uuid4().hex
             try:
                 self.checkpoints.mkdir(parents=True, exist_ok=True)
                 write_atomic(self.path / ".incarnation", token.encode())
-                if config:
-                    write_atomic(self.path / "config.yaml", config.encode())
-                tree = json.dumps({**describe(), **(environment or {})}, indent=1)
-                write_atomic(self.path / "environment.json", tree.encode())
+                for left in self.checkpoints.glob(".*.part"):  # of interrupted saves
+                    shutil.rmtree(left, ignore_errors=True)
+                    left.unlink(missing_ok=True)
+                if self._config:
+                    write_atomic(self.path / "config.yaml", self._config.encode())
+                write_atomic(self.path / "environment.json", json.dumps(describe(), indent=1).encode())
             except OSError as error:
                 problem = f"run.dir: {self.path} cannot be written ({error}); choose another run.dir or free space"
         self.token, problem = dist.broadcast_object((token, problem))

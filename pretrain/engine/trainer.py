@@ -149,6 +149,7 @@ class Trainer:
         self.checkpoints = checkpoint.Checkpoints(folder, sections.checkpoint)
         state = self.checkpoints.restore(self.engine, fingerprint=self.identity.fingerprint)
         self.start = int(state["step"]) if state else 0
+        folder.claim()
         if dist.is_main():
             monitor.truncate(folder.path / "evals.jsonl", self.start)
         self.monitor = monitor.Monitor(
@@ -163,6 +164,7 @@ class Trainer:
             self._announce(state)
             data.restore(state["data"])
         self._saved = self.start if state else -1
+        self._owed = bool(state and state["hooks_owed"])
         self._saved_at = time.monotonic()
 
     def _announce(self, state: dict[str, Any]) -> None:
@@ -188,28 +190,33 @@ class Trainer:
                 self.monitor.close()
 
     def _run(self, preemption: Preemption) -> int:
+        if self._owed:
+            self._call_hooks(self.start)
         batches = self.data.batches(self.start) if self.start < self.steps else iter(())
         for index in range(self.start, self.steps):
-            stop = self._step(index, batches, preemption)
+            agreed = self._step(index, batches, preemption)
             done = index + 1
-            if stop:
-                self.save(done)
+            if agreed.requeue or agreed.interrupted:
+                self.save(done, hooks_owed=True)
                 self.monitor.say(f"stopped by a signal after step {done}; start the same command again to go on")
-                return stop
-            for hook in self.hooks:
-                if done % hook.every == 0 or done == self.steps:
-                    with self.engine.evaluating():
-                        hook.call(done)
-            if self._save_due(done):
+                return EXIT_INTERRUPTED if agreed.interrupted else EXIT_REQUEUE
+            self._call_hooks(done)
+            if agreed.save or done % (self.sections.checkpoint.every_steps or done + 1) == 0:
                 self.save(done)
             if done == self.start + 2:
                 gc.freeze()  # what lives now lives to the end: later collections skip it
-        if self._saved != self.steps:
+        if self._saved < self.steps:
             self.save(self.steps)
         return 0
 
-    def _step(self, index: int, batches: Iterator[Batch], preemption: Preemption) -> int:
-        """Run step `index`; return the exit code if the ranks agree to stop after it, else 0."""
+    def _call_hooks(self, done: int) -> None:
+        for hook in self.hooks:
+            if done % hook.every == 0 or done == self.steps:
+                with self.engine.evaluating():
+                    hook.call(done)
+
+    def _step(self, index: int, batches: Iterator[Batch], preemption: Preemption) -> "Agreed":
+        """Run step `index`; return what the ranks agreed on."""
         began = time.perf_counter()
         try:
             batch = next(batches)
@@ -219,7 +226,7 @@ class Trainer:
         dist.seed_step(self.seed, index, dist.rank())
         loss, logs = self.engine([batch.to(self.device)])
         # launched before backward, read after it: the wait is hidden
-        agreement = Agreement(loss, batch, preemption)
+        agreement = Agreement(loss, batch, preemption, save=self._minutes_are_over())
         self.engine.backward(loss)
         agreed = agreement.read()
         if agreed.bad:
@@ -242,25 +249,21 @@ class Trainer:
         if self.monitor.due(index + 1):
             scalars = {**mean_logs(logs), **scalars}
         self.monitor.record(index + 1, seconds=time.perf_counter() - began, data_wait=waited, scalars=scalars)
-        return EXIT_INTERRUPTED if agreed.interrupted else EXIT_REQUEUE if agreed.requeue else 0
+        return agreed
 
     def close(self) -> None:
         """Release DeepSpeed's hooks and buffers."""
         self.engine.close()
 
-    def _save_due(self, done: int) -> bool:
-        config = self.sections.checkpoint
-        if config.every_steps and done % config.every_steps == 0:
-            return True
-        if config.every_minutes is None:
-            return False
-        # rank 0's clock decides: clocks differ by enough to split the ranks
-        return bool(dist.broadcast_object(time.monotonic() - self._saved_at > 60 * config.every_minutes))
+    def _minutes_are_over(self) -> bool:
+        minutes = self.sections.checkpoint.every_minutes  # rank 0's clock decides for all
+        return dist.is_main() and minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
 
-    def save(self, done: int) -> None:
-        """Write a checkpoint after `done` steps; all ranks call it."""
+    def save(self, done: int, *, hooks_owed: bool = False) -> None:
+        """Write a checkpoint after `done` steps; all ranks call it. Owed hooks are called by the next start."""
         state = {
             "step": done,
+            "hooks_owed": hooks_owed,
             "data": self.data.state(done),
             "fingerprint": self.identity.fingerprint,
             "optimisation": self.identity.optimisation,
@@ -278,15 +281,16 @@ class Agreed(NamedTuple):
     bad: int  #: replaced samples
     requeue: int  #: ranks that were asked to stop and be started again
     interrupted: int  #: ranks that saw a Ctrl-C
+    save: int  #: checkpoint.every_minutes are over
 
 
 class Agreement:
     """One small all-reduce a step, by which ranks share the loss and decide together to stop."""
 
-    def __init__(self, loss: Tensor, batch: Batch, preemption: Preemption) -> None:
+    def __init__(self, loss: Tensor, batch: Batch, preemption: Preemption, *, save: bool) -> None:
         value = loss.detach().double().reshape(1)
         finite = value.isfinite()
-        facts = [len(batch.bad), preemption.requeue, preemption.interrupted]
+        facts = [len(batch.bad), preemption.requeue, preemption.interrupted, save]
         rest = torch.tensor(facts, dtype=torch.float64).to(value.device, non_blocking=True)
         self._word = torch.cat([torch.where(finite, value, 0.0), (~finite).double(), rest])
         self._work = torch_dist.all_reduce(self._word, async_op=True) if dist.world() > 1 else None

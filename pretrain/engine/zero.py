@@ -105,10 +105,10 @@ class Engine:
         #: shapes as they are before ZeRO-3 empties the parameters
         kept = ((name, p) for name, p in module.named_parameters() if keep_frozen or p.requires_grad)
         self.shapes = {name: tuple(p.shape) for name, p in kept}
-        self._wrapped = Autocast(module, precision, device_type=device.type).to(device)
+        wrapped = Autocast(module, precision, device_type=device.type).to(device)
         try:
             self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
-                model=self._wrapped,
+                model=wrapped,
                 optimizer=optim.build(module, optim_config, device=device),
                 config=deepspeed_config(config, rows=rows, grad_clip=optim_config.grad_clip),
                 dist_init_required=False,
@@ -169,7 +169,7 @@ class Engine:
 
     @contextmanager
     def evaluating(self) -> Iterator[nn.Module]:
-        """Yield the module in eval mode, without gradients, in the chosen precision; any method may be called.
+        """Yield the module in eval mode, without gradients, in fp32 (as evaluate.py runs it); any method may be called.
 
         At stage 3 a submodule gathers its weights when called; what belongs to a module with children (a class token,
         a scale) is gathered here, since a method other than forward fires no hook.
@@ -181,7 +181,7 @@ class Engine:
         sharded = self.stage == 3 and bool(loose)
         self.module.eval()
         try:
-            with torch.no_grad(), self._wrapped.context(), deepspeed.zero.GatheredParameters(loose, enabled=sharded):
+            with torch.no_grad(), deepspeed.zero.GatheredParameters(loose, enabled=sharded):
                 yield self.module
         finally:
             self.module.train(was_training)

@@ -21,13 +21,15 @@ def state(step: int) -> dict:
     return {"step": step, "data": {"position": step}, "fingerprint": PRINT}
 
 
-def weights(folder: RunFolder, step: int) -> dict[str, torch.Tensor]:
-    return checkpoint.read_weights(folder.checkpoints / f"step-{step:08d}")
+def claimed(path: str) -> RunFolder:
+    folder = RunFolder(path)
+    folder.claim()
+    return folder
 
 
 def save_and_go_on(root: str, stage: int, *, precision: str = "fp32") -> list[float]:
     """Two steps, a save, three more and another save: the uninterrupted run."""
-    made, folder = engine(stage, precision), RunFolder(root)
+    made, folder = engine(stage, precision), claimed(root)
     saver = Checkpoints(folder, checkpoint.Config())
     try:
         saver.save(made, state(0))
@@ -42,7 +44,7 @@ def save_and_go_on(root: str, stage: int, *, precision: str = "fp32") -> list[fl
 
 def resume(root: str, stage: int, first: int, out: str, *, precision: str = "fp32") -> list[float]:
     """Another process, built from another seed, continues and saves into `out`."""
-    made, folder = engine(stage, precision, seed=1), RunFolder(out)
+    made, folder = engine(stage, precision, seed=1), claimed(out)
     source = f"{root}/checkpoints/step-{first:08d}"
     try:
         found = Checkpoints(folder, checkpoint.Config(resume=source)).restore(made, fingerprint=PRINT)
@@ -102,7 +104,7 @@ def test_parts_are_spread_over_ranks(ranks, tmp_path):
 
 
 def saves(root: str, steps: list[int], keep: int) -> None:
-    made, folder = engine(1), RunFolder(root)
+    made, folder = engine(1), claimed(root)
     try:
         for step in steps:
             Checkpoints(folder, checkpoint.Config(keep_last=keep)).save(made, state(step))
@@ -111,7 +113,7 @@ def saves(root: str, steps: list[int], keep: int) -> None:
 
 
 def restore_newest(root: str, fingerprint: dict) -> int:
-    made, folder = engine(1, seed=1), RunFolder(root)
+    made, folder = engine(1, seed=1), claimed(root)
     try:
         found = Checkpoints(folder, checkpoint.Config()).restore(made, fingerprint=fingerprint)
         return found["step"] if found else -1
@@ -171,9 +173,9 @@ def test_compare_names_new_and_lost_keys():
 
 
 def stale(root: str) -> str:
-    made, old = engine(1), RunFolder(root)
+    made, old = engine(1), claimed(root)
     try:
-        RunFolder(root)  # a newer start
+        claimed(root)  # a newer start
         with pytest.raises(StaleRunError, match="newer start"):
             Checkpoints(old, checkpoint.Config()).save(made, state(3))
         return "refused"
@@ -188,7 +190,7 @@ def test_a_stale_process_refuses_to_write(ranks, tmp_path):
 
 def fill_disk(root: str) -> str:
     """Save until the small disk is full; training must be able to go on on all ranks."""
-    made, folder = engine(1), RunFolder(root)
+    made, folder = engine(1), claimed(root)
     try:
         for step in range(1, 500):
             try:

@@ -80,6 +80,38 @@ def test_a_resume_on_another_world_goes_on(ranks, tmp_path, whole):
     assert losses(tmp_path) == pytest.approx(losses(whole), rel=1e-5)
 
 
+def test_a_refused_start_leaves_the_folder_alone(ranks, tmp_path):
+    ranks.run(1, tiny_run.run, str(tmp_path), "train.steps=3")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    with pytest.raises(AssertionError, match=r"ConfigError: resume: order.seed was 0 in .* is 5 now"):
+        ranks.run(1, tiny_run.run, str(tmp_path), "order=5")
+    assert before == {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+
+
+def test_a_run_longer_than_asked_is_left_as_it_is(ranks, tmp_path):
+    ranks.run(1, tiny_run.run, str(tmp_path), "train.steps=4")
+    assert ranks.run(1, tiny_run.run, str(tmp_path), "train.steps=3") == [(0, [("restored", 4)])]
+    assert (tmp_path / "checkpoints/latest").read_text() == "step-00000004\n"
+
+
+def test_a_save_by_the_clock(ranks, tmp_path):
+    words = ["checkpoint.every_steps=null", "checkpoint.every_minutes=0.001", "pause=0.05", "checkpoint.keep_last=9"]
+    ranks.run(2, tiny_run.run, str(tmp_path), *words)
+    assert 1 < len(checkpoint.complete(tmp_path / "checkpoints")) < 8
+
+
+def signal_at(folder: str, step: int) -> tuple:
+    """Rank 1 gets a real SIGTERM in the middle of a step."""
+    return tiny_run.run(folder, f"signal_at={step}")
+
+
+def test_hooks_that_a_signal_skipped_are_called_by_the_next_start(ranks, tmp_path, whole):
+    assert ranks.run(2, signal_at, str(tmp_path), 3) == [(EXIT_REQUEUE, [])] * 2
+    seen = [("restored", 4), ("hook", 4, False), ("hook", 8, False)]
+    assert ranks.run(2, tiny_run.run, str(tmp_path), "seed=1") == [(0, seen)] * 2
+    assert losses(tmp_path) == losses(whole)
+
+
 def test_a_finished_run_started_again_does_nothing(ranks, tmp_path, whole):
     ranks.run(1, tiny_run.run, str(tmp_path), "train.steps=3")
     before = losses(tmp_path)
@@ -138,6 +170,7 @@ def test_the_length_of_a_run():
 
 def start(folder: Path, *words: str, launcher: bool) -> subprocess.Popen:
     env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    env["TORCH_EXTENSIONS_DIR"] = str(folder / "extensions")
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     port = str(20000 + os.getpid() % 20000)
     head = ["deepspeed", "--num_gpus", "2", "--master_port", port] if launcher else [sys.executable]
@@ -167,6 +200,7 @@ def test_a_signal_to_one_rank_saves_on_all_and_asks_to_be_requeued(tmp_path):
     done = int((tmp_path / "checkpoints/latest").read_text()[5:])
     assert done == metrics(tmp_path)[-1]["step"] and final(tmp_path, done)
     assert f"stopped by a signal after step {done}" in output
+    assert not (tmp_path / "extensions").exists(), "the first step must not compile anything"
 
 
 @pytest.mark.parametrize(("presses", "saved"), [(1, True), (2, False)])

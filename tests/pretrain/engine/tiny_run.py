@@ -43,9 +43,11 @@ class Recipe(Section):
     checkpoint: Checkpoint
     monitor: Monitor
     seed: int = 0  #: of the weights
+    order: int = 0  #: a key that a resume must not change
     pause: float = 0.0  #: seconds a batch
     nan_at: int = -1  #: step index at which rank 1 gets not-a-number
     bad_at: int = -1  #: step index at which the last rank reports a replaced sample
+    signal_at: int = -1  #: step index at which the last rank gets SIGTERM
     kill_at: int = -1  #: step index at which the last rank is killed, as kill -9 does
 
 
@@ -55,6 +57,8 @@ def batches(recipe: Recipe, first: int) -> Iterator[Batch]:
     for step in range(first, 10**9):
         time.sleep(recipe.pause)
         found = tiny_module.batch(step, dist.rank(), dist.world(), recipe.train.batch_size)
+        if last and step == recipe.signal_at:
+            os.kill(os.getpid(), 15)
         if last and step == recipe.kill_at:
             os.kill(os.getpid(), 9)
         if last and step == recipe.nan_at:
@@ -64,7 +68,7 @@ def batches(recipe: Recipe, first: int) -> Iterator[Batch]:
         yield found
 
 
-def run(folder: str, *words: str, device: torch.device = torch.device("cpu")) -> tuple[int, list[Any]]:
+def run(folder: str, *words: str, device: str | torch.device = "cpu") -> tuple[int, list[Any]]:
     """Train; return the exit code and what the hooks saw."""
     recipe = build(Recipe, override(DEFAULTS, words))
     seen: list[Any] = []
@@ -73,7 +77,7 @@ def run(folder: str, *words: str, device: torch.device = torch.device("cpu")) ->
         tiny_module.Tiny(recipe.seed),
         recipe,
         folder=run_folder,
-        device=device,
+        device=torch.device(device),
         steps=recipe.train.total_steps(100),
         data=trainer.Data(
             batches=lambda first: batches(recipe, first),
@@ -81,7 +85,9 @@ def run(folder: str, *words: str, device: torch.device = torch.device("cpu")) ->
             restore=lambda state: seen.append(("restored", state["position"])),
             on_bad=lambda batch, step: seen.append(("bad", step, len(batch.bad))),
         ),
-        identity=trainer.Identity(fingerprint={"order": {"seed": 0}}, optimisation={"optim": {"lr": recipe.optim.lr}}),
+        identity=trainer.Identity(
+            fingerprint={"order": {"seed": recipe.order}}, optimisation={"optim": {"lr": recipe.optim.lr}}
+        ),
         hooks=[trainer.Hook(lambda step: seen.append(("hook", step, made.engine.module.training)), 4)],
     )
     try:
