@@ -1,0 +1,214 @@
+"""The main job on ranks: every ZeRO stage, precision and number of ranks trains alike and goes on where it stopped."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from pretrain import evaluate
+from pretrain.main import main
+from tests import tiny
+from tests.end_to_end.jobs import losses, pretrain
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole config over real shards."""
+    return tiny.config_file(tmp_path_factory.mktemp("pretrain"))
+
+
+def close(ours: dict[int, float], theirs: dict[int, float], bound: float) -> None:
+    assert ours.keys() == theirs.keys()
+    for step, loss in theirs.items():
+        assert abs(ours[step] - loss) <= bound * abs(loss), f"step {step}: {ours[step]} and {loss}"
+
+
+@pytest.fixture(scope="module")
+def reference(ranks, config: Path) -> dict[int, float]:
+    """Losses of 20 steps on one rank."""
+    ranks.run(1, pretrain, config, "run.name=reference", "train.steps=20", "evals={}")
+    return losses(config.parent / "runs" / "reference")
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_stages_on_two_ranks_train_as_one_rank_does(ranks, config: Path, reference, stage: int) -> None:
+    name = f"stage{stage}"
+    ranks.run(2, pretrain, config, f"run.name={name}", f"zero.stage={stage}", "train.steps=20", "evals={}")
+    close(losses(config.parent / "runs" / name), reference, 1e-4)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_bf16_runs(ranks, config: Path, reference, stage: int) -> None:
+    name = f"bf16-{stage}"
+    words = ("train.precision=bf16", f"zero.stage={stage}", "train.steps=20", "evals={}")
+    ranks.run(2, pretrain, config, f"run.name={name}", *words)
+    close(losses(config.parent / "runs" / name), reference, 0.1)
+
+
+@pytest.mark.parametrize("objective", ["contrastive", "sigmoid"])
+def test_evals_score_the_same_on_one_and_two_ranks(ranks, config: Path, objective: str) -> None:
+    scores = []
+    for world in (1, 2):
+        name = f"evals-{objective}-{world}"
+        words = (f"run.name={name}", f"objectives={{{objective}: {{}}}}", "model.logit_bias=-5", "zero.stage=3")
+        ranks.run(world, pretrain, config, *words)
+        lines = [json.loads(line) for line in (config.parent / "runs" / name / "evals.jsonl").read_text().splitlines()]
+        scores.append({line["name"]: (line["value"], line["count"]) for line in lines})
+    assert scores[0] == scores[1]
+    assert scores[0]["zero_shot/even/top1"][1] == 48
+    assert scores[0]["retrieval/image_to_text/R@1"][1] == 96
+
+
+@pytest.mark.parametrize(("world", "stage", "workers"), [(2, 1, 0), (1, 0, 3), (4, 3, 1)])
+def test_goes_on_with_other_ranks_stage_and_workers(
+    ranks, config: Path, reference, world: int, stage: int, workers: int
+) -> None:
+    name = f"go-on-{world}-{stage}-{workers}"
+    common = (f"run.name={name}", "train.steps=20", "evals={}", "checkpoint.every_steps=8", "checkpoint.keep_last=9")
+    ranks.run(2, pretrain, config, *common, "zero.stage=2")
+    run = config.parent / "runs" / name
+    for step in (16, 20):  # as if killed between step 8 and step 16
+        shutil.rmtree(run / "checkpoints" / f"step-{step:08d}")
+    (run / "checkpoints" / "latest").write_text("step-00000008\n")
+    ranks.run(world, pretrain, config, *common, f"zero.stage={stage}", f"data.workers={workers}")
+    again = losses(run)
+    close({9: again[9]}, {9: reference[9]}, 1e-5)
+    close(again, reference, 1e-4)
+
+
+def launch(config: Path, *words: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
+    """Start the real launcher on two ranks."""
+    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    launcher = launcher or ("deepspeed", "--num_gpus", "2", "--master_port", str(30000 + os.getpid() % 20000))
+    command = [*launcher, "pretrain/main.py", "--config", str(config), *words]
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def weights(run: Path) -> dict:
+    """Return everything that the newest checkpoint's parts hold."""
+    folder = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
+    return {f"{p.name}:{k}": v for p in sorted(folder.glob("*.safetensors")) for k, v in load_file(p).items()}
+
+
+def ranks_of(launcher: subprocess.Popen, run: str) -> list[int]:
+    """Return the processes that train `run`, found by their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"pretrain/main.py" in words and f"run.name={run}".encode() in words and b"-m" not in words:
+                found.append(int(entry.name))
+    return sorted(set(found) - {launcher.pid})
+
+
+def test_a_rank_killed_under_the_real_launcher_changes_nothing(config: Path) -> None:
+    """kill -9 of one rank; the same command again; bit-equal weights, moments and final loss."""
+    words = ("train.steps=12", "checkpoint.every_steps=3", "evals={}", "data.workers=1")
+    whole = launch(config, "run.name=whole", *words)
+    assert whole.wait(timeout=300) == 0, whole.stdout.read()
+    broken = launch(config, "run.name=broken", "checkpoint.keep_last=9", *words)
+    run = config.parent / "runs" / "broken"
+    deadline = time.monotonic() + 200
+    while not (run / "checkpoints" / "step-00000006").exists():
+        assert broken.poll() is None and time.monotonic() < deadline, broken.stdout.read()
+        time.sleep(0.01)
+    os.kill(ranks_of(broken, "broken")[-1], signal.SIGKILL)
+    assert broken.wait(timeout=100) != 0
+    again = launch(config, "run.name=broken", "checkpoint.keep_last=9", *words)
+    output = again.communicate(timeout=300)[0]
+    assert again.returncode == 0, output
+    assert "resumed from" in output
+    ours, theirs = weights(run), weights(config.parent / "runs" / "whole")
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+    assert losses(run)[12] == losses(config.parent / "runs" / "whole")[12]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_real_deepspeed_launcher(config: Path, reference, stage: int) -> None:
+    name = f"deepspeed{stage}"
+    started = launch(config, f"run.name={name}", f"zero.stage={stage}", "train.steps=20", "evals={}")
+    output = started.communicate(timeout=300)[0]
+    assert started.returncode == 0, output
+    close(losses(config.parent / "runs" / name), reference, 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2])
+def test_torchrun_and_plain_python(config: Path, reference, world: int) -> None:
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29777")
+    launcher = torchrun if world == 2 else (sys.executable,)
+    name = f"launcher{world}"
+    started = launch(config, f"run.name={name}", "train.steps=20", "evals={}", launcher=launcher)
+    output = started.communicate(timeout=300)[0]
+    assert started.returncode == 0, output
+    close(losses(config.parent / "runs" / name), reference, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (["optim.learning_rate=1"], 2, "unknown key 'optim.learning_rate'"),
+        (["objectives={contrastiv: {}}"], 2, "Did you mean 'contrastive'"),
+        (["data.shards=nowhere/{0..1}.tar"], 2, "nowhere/0.tar"),
+        (["model.vision.name=convnext_ato"], 2, "Did you mean 'convnext_atto'"),
+        (["train.epochs=1"], 2, "exactly one of steps, samples, epochs"),
+        (["optim.warmup=100"], 2, "warmup"),
+        (["model.tokenizer=nowhere"], 2, "nowhere"),
+        (["data.shards=pipe:cat x.tar"], 2, "pipe"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_an_exit_code(
+    config: Path, words: list[str], code: int, sentence: str, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["--config", str(config), "run.name=mistake", *words])
+    said = capsys.readouterr().err
+    assert exit_.value.code == code
+    assert sentence in said
+    assert "Traceback" not in said
+
+
+def test_another_architecture_or_order_is_refused(ranks, config: Path, capsys: pytest.CaptureFixture) -> None:
+    ranks.run(1, pretrain, config, "run.name=refused", "evals={}")
+    for word, key in (("model.embed_dim=8", "embed_dim"), ("data.lanes=4", "lanes"), ("run.seed=4", "seed")):
+        with pytest.raises(SystemExit) as exit_:
+            main(["--config", str(config), "run.name=refused", "evals={}", word])
+        assert exit_.value.code == 2
+        assert key in capsys.readouterr().err
+
+
+def test_the_config_prints_and_loads_again(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["--config", str(config), "--print-config", "train.batch_size=32"]) == 0
+    text = capsys.readouterr().out
+    (tmp_path / "again.yaml").write_text(text)
+    assert main(["--config", str(tmp_path / "again.yaml"), "--print-config"]) == 0
+    assert capsys.readouterr().out == text
+    assert main(["--schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert set(schema["properties"]["objectives"]["properties"]) >= {"contrastive", "sigmoid"}
+    assert main(["--config", str(config), "--plan"]) == 0
+    assert "parameters" in capsys.readouterr().out
+
+
+def test_evaluate_gives_the_number_of_the_run(ranks, config: Path, tmp_path: Path) -> None:
+    ranks.run(2, pretrain, config, "run.name=evaluated")
+    run = config.parent / "runs" / "evaluated"
+    lines = [json.loads(line) for line in (run / "evals.jsonl").read_text().splitlines()]
+    for world in (1, 2):
+        found = ranks.run(world, evaluate.evaluate, str(run), evaluate.read_evals(str(run), None, []))[0]
+        assert {line["name"]: line["value"] for line in lines} == {name: s.value for name, s in found.items()}
