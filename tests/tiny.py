@@ -102,3 +102,34 @@ def pretrained_model(section: vlm.Config, *, seed: int = 0) -> Pretrained:
     made = recipe.build_model(section, words)
     state = {n: x + 0.02 * torch.randn_like(x) if x.is_floating_point() else x for n, x in made.state_dict().items()}
     return pretrained.build(section, words, state, source="tests")
+
+
+def export(folder: Path) -> Path:
+    """Write an untrained CLIP-shaped model and its tokenizer as an export of ours (once), and return the folder."""
+    from pretrain import recipe
+    from pretrain.exports import diptych
+    from pretrain.pretrained import build
+
+    if not (folder / "model.safetensors").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        section = vit_section()
+        section.text.context_length, section.text.vocab_size = 40, None
+        words = tokenizer.train(["a photo of a red circle", "a picture of one blue square"], 600)
+        dist.seed_step(0, "export")
+        weights = recipe.build_model(section, words).state_dict()
+        diptych.Format().write(build(section, words, weights, source=str(folder)), folder)
+    return folder
+
+
+def class_folders(folder: Path, *, train: int = 6, test: int = 5) -> Path:
+    """Write `folder`/{train,test}/CLASS/*.png: shapes of three colours (once), and return the folder."""
+    if not folder.exists():
+        for split, count in (("train", train), ("test", test)):
+            for colour in range(3):
+                for number in range(count):
+                    # synthetic.CLASSES counts shapes first: six of them a colour
+                    index = 48 * (number + 10 * (split == "test")) + 6 * colour + number % 6
+                    path = folder / split / f"{synthetic.CLASSES[6 * colour].split()[0]}_shape" / f"{number}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(synthetic.sample(index, size=32, seed=0)["png"])
+    return folder

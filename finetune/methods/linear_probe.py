@@ -135,7 +135,7 @@ def solve(
     free = [v_KD.requires_grad_(), bias_K.requires_grad_()]
     solver = torch.optim.LBFGS(
         free, max_iter=max_iterations, max_eval=2 * max_iterations, history_size=20,
-        tolerance_grad=1e-7, tolerance_change=1e-9, line_search_fn="strong_wolfe",
+        tolerance_grad=1e-7, tolerance_change=1e-12, line_search_fn="strong_wolfe",
     )  # fmt: skip
 
     def objective() -> Tensor:
