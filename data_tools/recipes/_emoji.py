@@ -56,7 +56,7 @@ class Concept(NamedTuple):
 
     @property
     def is_flag(self) -> bool:
-        """Flags look alike in all styles: they are trained on and never scored."""
+        """Flags look alike in all styles: neither trained on nor scored."""
         return self.label.startswith("flag:")
 
     @property

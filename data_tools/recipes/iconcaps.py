@@ -5,8 +5,9 @@ Source: npm packages. Names and keywords: emojibase-data (MIT). Pictures: @iconi
 @lobehub/fluent-emoji-3d (MIT), @iconify-json/noto and @iconify-json/noto-v1 (Apache-2.0).
 
 Two things are held out: the hand of noto (test) with its older set noto-v1 (validation), and a tenth of the
-concepts, chosen by the hash of their hexcode, out of every training style ("unseen"). Flags are trained on and
-never scored. The few-shot shards sort the test style into emojibase's subgroups.
+concepts, chosen by the hash of their hexcode, out of every training style ("unseen"). Flags are left out: they look
+the same in every style, so they would teach and prove nothing. The few-shot shards sort the test style into
+emojibase's subgroups.
 
     python -m data_tools build --recipe iconcaps --out data/iconcaps
 """
@@ -120,7 +121,7 @@ def main_splits(concepts: Sequence[Concept], drawings: Drawings, classes: Mappin
     splits: dict[str, list[Sample]] = {"train": [], "validation": [], "test": []}
     for style in STYLES:
         for concept in concepts:
-            fits = not concept.is_unseen if style.role == "train" else concept.hexcode in number
+            fits = not concept.is_unseen and not concept.is_flag if style.role == "train" else concept.hexcode in number
             if fits and concept.hexcode in drawings[style.name]:
                 extra = {"class": number[concept.hexcode]} if concept.hexcode in number else {}
                 splits[style.role].append(_sample(style, concept, prefix="", extra=extra))
