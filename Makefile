@@ -3,20 +3,27 @@ VENV ?= .venv
 PYTHON ?= python3.11
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready-$(shell cat setup.py constraints.txt | sha256sum | cut -c1-12)
-export DIPTYCH_RUNS ?= runs
+export PATH := $(abspath $(VENV)/bin):$(PATH)
 
-.PHONY: help setup check test test-all test-min demo bench clean
+# GPUs are used where there are any; without, two ranks share the cores
+ifeq ($(shell command -v nvidia-smi),)
+export DS_ACCELERATOR := cpu
+DEEPSPEED := $(VENV)/bin/deepspeed --num_gpus $(or $(RANKS),2)
+else
+DEEPSPEED := $(VENV)/bin/deepspeed
+endif
+
+.PHONY: help setup check test test-all test-min demo clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: $(READY)  ## .venv with the tested versions, DeepSpeed's CPU extension built
+setup: $(READY)  ## .venv with the tested versions
 
 $(READY):
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt setuptools wheel ninja
-	$(PY) -m pip install --disable-pip-version-check --progress-bar on --constraint constraints.txt --editable '.[tools,dev]'
-	$(PY) -m pretrain.engine.prebuild
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt setuptools wheel
+	$(PY) -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[tools,dev]'
 	touch $@
 
 check: $(READY)  ## ruff, format, import contracts, types
@@ -28,11 +35,37 @@ check: $(READY)  ## ruff, format, import contracts, types
 test: $(READY)  ## the test suite, under 15 minutes on 2 cores
 	$(PY) -m pytest -q -m 'not slow'
 
-test-all: $(READY)  ## the slow ones: every stage, kills, whole pipelines
+test-all: $(READY)  ## the slow ones: real launchers at every stage, whole pipelines; CI runs them after `make test`
 	$(PY) -m pytest -q -m slow
 
-demo: $(READY)  ## real data -> pretrain -> evaluate -> export -> fine-tune, on a CPU
-	VENV=$(VENV) bash tests/end_to_end/demo.sh
+test-min:  ## the unit tests on the oldest versions that setup.py admits, in an environment of their own
+	bash tests/oldest.sh $(PYTHON)
 
-clean:  ## remove runs and built data, keep the environment
+# -- make demo: real data -> pretrain -> evaluate -> export -> fine-tune; each step is skipped where its result exists --
+
+DATA := data/iconcaps
+RUN := runs/clip_iconcaps
+EXPORT := exports/clip_iconcaps
+
+demo: $(EXPORT)/open_clip/README.md runs/linear_probe_iconcaps/.done runs/coop_iconcaps/.done  ## the main job on real data
+	@$(PY) -m pretrain.report.scores $(RUN) runs/linear_probe_iconcaps runs/coop_iconcaps
+	@echo "pictures: $(DATA)/contact_sheet.png   curves: tensorboard --logdir runs   export: $(EXPORT)"
+
+$(DATA)/dataset.json: | $(READY)
+	$(PY) -m data_tools build --recipe iconcaps --out $(DATA)
+
+$(RUN)/.done: pretrain/configs/clip_iconcaps.yaml | $(DATA)/dataset.json
+	$(DEEPSPEED) pretrain/main.py --config $<
+	touch $@
+
+$(EXPORT)/open_clip/README.md: $(RUN)/.done
+	$(PY) pretrain/export.py $(RUN) $(EXPORT)/diptych --format diptych
+	$(PY) pretrain/export.py $(RUN) $(EXPORT)/open_clip --format open_clip --pairs '$(DATA)/test-00000.tar'
+	$(PY) pretrain/evaluate.py $(EXPORT)/open_clip --config pretrain/configs/clip_iconcaps.yaml
+
+runs/%_iconcaps/.done: finetune/configs/%_iconcaps.yaml | $(EXPORT)/open_clip/README.md
+	$(DEEPSPEED) finetune/main.py --config $< base=$(EXPORT)/diptych
+	touch $@
+
+clean:  ## remove runs, exports and built data; keep the environment
 	rm -rf runs data exports build dist *.egg-info
