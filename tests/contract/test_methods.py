@@ -1,0 +1,108 @@
+"""Every fine-tuning method, found by its file name: it trains what it says, and nothing else moves."""
+
+import pytest
+import torch
+
+from finetune import delta
+from finetune.methods import base
+from pretrain import config, pretrained, registry
+from pretrain.config import ConfigError
+from pretrain.models import text, vlm
+from tests import tiny
+
+NAMES = registry.names("finetune.methods")
+CLASSES = ["red circle", "blue square", "green ring"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.export(tmp_path_factory.mktemp("export"))
+
+
+def make(name: str, loaded: pretrained.Pretrained) -> base.Method:
+    plug = registry.find("finetune.methods", name)
+    torch.manual_seed(0)
+    return plug.Method(config.build(plug.Config, {"name": name}), loaded, CLASSES)
+
+
+def labelled(rows: int = 6):
+    batch = tiny.batch(rows)
+    batch.target_B = torch.arange(rows) % len(CLASSES)
+    return batch
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_says_what_it_is(name):
+    plug = registry.find("finetune.methods", name)
+    assert plug.__doc__ and "20" in plug.__doc__ and "arXiv" in plug.__doc__, "name the paper and its year"
+    assert plug.Method.serves and plug.Method.trains and set(plug.Method.needs) <= {"image", "text", "text_embeds"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_moves_only_what_it_trains(name, folder):
+    loaded = pretrained.load(folder)
+    method = make(name, loaded)
+    module = base.Finetune(method).train()
+    trained = {f"method.{n}" for n in method.trained()}
+    before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    sgd = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(3):
+        loss, logs = module([labelled()])
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+    assert loss.isfinite() and all(v.numel() == 1 for v in logs.values())
+    moved = {n for n, p in module.named_parameters() if not torch.equal(p, before[n])}
+    assert moved and moved <= trained
+    if not any(n.startswith("method.model.") for n in trained):
+        assert not loaded.model.training, "a frozen base stays in eval mode"
+        assert pretrained.hash_of(loaded.model.state_dict()) == loaded.weights_hash
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_delta_on_a_fresh_base_answers_the_same(name, folder, tmp_path):
+    loaded = pretrained.load(folder)
+    method = make(name, loaded)
+    with torch.no_grad():
+        for p in method.trained().values():
+            p.add_(torch.randn(p.shape))
+    path = tmp_path / delta.FILE
+    delta.write(path, method.trained(), pretrained=loaded, method=method.config, names=CLASSES)
+    assert path.stat().st_size < 60_000  # nothing of the base is in it
+    again = delta.read(path, pretrained.load(folder))
+    with torch.no_grad():
+        want = base.Finetune(method).eval()([labelled()], want="logits")
+        assert torch.equal(base.Finetune(again).eval()([labelled()], want="logits"), want)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_delta_of_another_base_is_refused(name, folder, tmp_path):
+    loaded = pretrained.load(folder)
+    method = make(name, loaded)
+    path = tmp_path / delta.FILE
+    delta.write(path, method.trained(), pretrained=loaded, method=method.config, names=CLASSES)
+    other = pretrained.load(folder)
+    other.weights_hash = "0" * 32
+    with pytest.raises(ConfigError, match="give the base that it was trained on"):
+        delta.read(path, other)
+
+
+def test_a_damaged_delta_is_refused(folder, tmp_path):
+    (tmp_path / delta.FILE).write_bytes(b"no delta")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        delta.read(tmp_path / delta.FILE, pretrained.load(folder))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_kind_of_task_that_it_does_not_serve_is_refused(name):
+    serves = registry.find("finetune.methods", name).Method.serves
+    with pytest.raises(ConfigError) as error:
+        base.refuse_task(name, task="caption", kind="no such kind")
+    assert f"{name} serves {serves}, not 'no such kind' (caption)" in str(error.value)
+
+
+def test_coop_is_refused_on_a_tower_that_takes_no_embeddings():
+    section = vlm.Config(text=text.Config(name="hf:folder"))
+    with pytest.raises(ConfigError, match="coop writes word embeddings .* 'hf:folder' does not take"):
+        base.refuse_base("coop", section)
+    base.refuse_base("linear_probe", section)
