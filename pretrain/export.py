@@ -1,6 +1,6 @@
 """Write a trained model as a folder that another library loads, and keep it only if that library agrees with us.
 
-python pretrain/export.py MODEL OUT --format hf|open_clip|diptych [--step N] [--pairs SHARD]
+python pretrain/export.py MODEL OUT --format hf|open_clip|diptych [--step N] [--pairs SHARDS]
 """
 
 import argparse
@@ -13,9 +13,10 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from safetensors import SafetensorError
+
 from pretrain import config, pretrained, registry, verification
 from pretrain.config import ConfigError
-from pretrain.data.decode import BadSample
 from pretrain.data.format import ShardError
 from pretrain.engine.checkpoint import CheckpointError
 from pretrain.exports import base
@@ -117,15 +118,17 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("out", help="folder to make; an earlier export there is replaced")
     parser.add_argument("--format", required=True, choices=registry.names(PACKAGE))
     parser.add_argument("--step", type=int, help="of a run: this checkpoint instead of the newest")
-    parser.add_argument("--pairs", metavar="SHARD", help="compare on the first 32 pairs of this tar, not on drawings")
+    parser.add_argument(
+        "--pairs", metavar="SHARDS", help="compare on the first 32 pairs of these tars, not on drawings"
+    )
     args = parser.parse_args(words)
     try:
         pairs = verification.real(args.pairs) if args.pairs else None
         model = pretrained.load(args.model, step=args.step)
         found = export(model, args.out, format=args.format, pairs=pairs)
-    except (ConfigError, ShardError, BadSample, ValueError) as error:
+    except (ConfigError, ShardError, ValueError) as error:
         config.exit_with(error)
-    except (ExportError, CheckpointError, OSError) as error:
+    except (ExportError, CheckpointError, OSError, SafetensorError) as error:
         config.exit_with(RuntimeError(f"export {args.out}: {error}; nothing was kept"), code=1)
     figures = ", ".join(f"{name} {value:.3g}" for name, value in found.items())
     print(f"{args.out}: {args.format}, verified ({figures})")

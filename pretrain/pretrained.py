@@ -137,7 +137,7 @@ def _diptych(path: Path) -> Pretrained:
     if section.text.name.startswith("hf:"):
         section.text.name = f"hf:{path / ENCODER}"
     words = tokenizer.load(path / "tokenizer")
-    return build(section, words, load_file(path / "model.safetensors"), source=str(path))
+    return build(section, words, _read(path / "model.safetensors"), source=str(path))
 
 
 # --- folders of other libraries --------------------------------------------------------------------------------------
@@ -145,8 +145,8 @@ def _diptych(path: Path) -> Pretrained:
 
 def _open_clip(path: Path) -> Pretrained:
     tree = _json(path / "open_clip_config.json")
-    if "model_cfg" not in tree:
-        raise ConfigError(f"{path / 'open_clip_config.json'}: no model_cfg; save it with open_clip's push_to_hf_hub")
+    if not {"embed_dim", "vision_cfg", "text_cfg"} <= set(tree.get("model_cfg", ())):
+        raise ConfigError(f"{path / 'open_clip_config.json'}: model_cfg needs embed_dim, vision_cfg and text_cfg")
     own = tree["model_cfg"].get("text_cfg", {}).get("hf_tokenizer_name")
     section = convert_open_clip.config_from(
         tree["model_cfg"], tree.get("preprocess_cfg"), tokenizer=str(path) if own else "clip"
@@ -215,13 +215,24 @@ def _weights(path: Path, names: tuple[str, str]) -> dict[str, Tensor]:
     index = whole.with_name(whole.name + ".index.json")
     state: dict[str, Tensor] = {}
     if whole.is_file():
-        state = load_file(whole)
+        state = _read(whole)
     elif index.is_file():
         for part in sorted(set(_json(index)["weight_map"].values())):
-            state |= load_file(path / Path(part).name)
+            state |= _read(path / Path(part).name)
     elif pickled.is_file():
-        state = torch.load(pickled, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state)  # type: ignore[assignment]
+        state = _read(pickled)
     else:
         raise ConfigError(f"model {path}: no weights; expected {names[0]}")
     return {name: x.float() if x.is_floating_point() else x for name, x in state.items()}
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file; a pickle may hold them under `state_dict`, and nothing that runs."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        tree = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's unpickler raises nearly anything on damaged bytes
+        raise ConfigError(f"model: {path} cannot be read ({str(error)[:200]}); fetch or write it again") from error
+    state = tree.get("state_dict", tree)
+    return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}

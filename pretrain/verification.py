@@ -3,17 +3,17 @@
 Shapes: N = images, B = texts, T = tokens, E = joint embedding width, S = side of a picture in pixels.
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from pretrain.batch import Batch
+from pretrain.batch import Batch, Record
 from pretrain.config import ConfigError
-from pretrain.data import decode, format, synthetic
+from pretrain.data import format, index, synthetic
+from pretrain.data.decode import BadSample
+from pretrain.data.readers import base as readers
 from pretrain.data.tokenizer import clean
 from pretrain.exports import base
 from pretrain.exports.base import Reader
@@ -55,26 +55,29 @@ def drawn(*, count: int = 8) -> Pairs:
     return Pairs(pictures, [*LINES, *synthetic.CLASSES])
 
 
-def real(shard: str | Path, *, count: int = 32) -> Pairs:
-    """Return the first pairs of a shard.
+def real(shards: str, *, count: int = 32) -> Pairs:
+    """Return the first pairs of shards, as the caption reader reads them; damaged samples are passed over.
 
     Raises:
-        ConfigError: it holds no picture with a caption.
-        ShardError: it cannot be read.
+        ConfigError: they hold no picture with a caption.
+        ShardError: one cannot be read.
     """
+    reader = readers.make({"caption": {}})
     pairs = Pairs([], [])
-    entries = format.scan(shard)
-    with open(shard, "rb") as file:
-        for entry in entries:
-            members = format.read_members(file, entry)
-            kind = next((name for name in decode.IMAGES if name in members), None)
-            if kind and "txt" in members:
-                pairs.pictures.append(Image.fromarray(decode.decode_image(members[kind])))
-                pairs.captions.append(decode.decode_text(members["txt"]))
-            if len(pairs.captions) == count:
-                break
+    for path in index.expand(shards):
+        entries = format.scan(path)
+        with open(path, "rb") as file:
+            for entry in entries:
+                if len(pairs.captions) == count:
+                    return pairs
+                try:
+                    found = reader.read(Record(entry.key, str(path), format.read_members(file, entry)))
+                except BadSample:
+                    continue
+                pairs.pictures.append(Image.fromarray(found.images[0]))
+                pairs.captions.append(found.suffix)
     if not pairs.captions:
-        raise ConfigError(f"--pairs {shard}: no sample has both a picture and a txt member")
+        raise ConfigError(f"--pairs {shards}: no sample has both a picture and a caption")
     return pairs
 
 

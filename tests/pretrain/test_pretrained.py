@@ -155,3 +155,36 @@ def test_a_transformers_text_tower_travels_with_our_own_export(tmp_path):
     assert pretrained.load(tmp_path / "moved").weights_hash == model.weights_hash
     with pytest.raises(ConfigError, match="text tower"):
         export.export(model, tmp_path / "other", format="open_clip")
+
+
+def test_damaged_weights_are_named(hf, tmp_path):
+    folder = shutil.copytree(hf, tmp_path / "copy")
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:-10])
+    with pytest.raises(ConfigError, match=r"model\.safetensors cannot be read"):
+        pretrained.load(folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(whole)
+    with pytest.raises(ConfigError, match=r"pytorch_model\.bin cannot be read"):
+        pretrained.load(folder)
+
+
+class Trap:
+    """What a pickle could run."""
+
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('it ran')",))
+
+
+def test_a_pickle_runs_nothing(hf, tmp_path):
+    folder = shutil.copytree(hf, tmp_path / "copy")
+    (folder / "model.safetensors").unlink()
+    torch.save({"logit_scale": Trap()}, folder / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match=r"pytorch_model\.bin cannot be read"):
+        pretrained.load(folder)
+
+
+def test_a_config_without_towers_is_refused(tmp_path):
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"embed_dim": 8}}))
+    with pytest.raises(ConfigError, match="needs embed_dim, vision_cfg and text_cfg"):
+        pretrained.load(tmp_path)
