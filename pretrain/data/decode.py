@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 Pixels = NDArray[np.uint8]
 
@@ -49,6 +49,10 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
         raise
     except MemoryError:
         raise
+    except UnidentifiedImageError as error:
+        raise DecodeError(f"image cannot be decoded (no known format; it begins with {data[:12]!r})") from error
+    except Image.DecompressionBombError as error:
+        raise DecodeError(f"image is over data.max_pixels={max_pixels} or Pillow's own limit ({error})") from error
     except Exception as error:  # Pillow's plug-ins raise nearly anything on damaged bytes
         raise DecodeError(f"image cannot be decoded ({type(error).__name__}: {error})"[:300]) from error
 
@@ -60,7 +64,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         grey_HW = np.asarray(image).astype(np.int64)
         scaled_HW = np.clip(grey_HW, 0, 65535) // 257 if grey_HW.max(initial=0) > 255 or image.mode != "I" else grey_HW
         return Image.fromarray(scaled_HW.astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         clear = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", clear.size, (255, 255, 255, 255)), clear).convert("RGB")
     return image.convert("RGB")

@@ -10,8 +10,8 @@ import hashlib
 import itertools
 import os
 import signal
+import threading
 from collections.abc import Iterator
-from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -227,15 +227,18 @@ def _batches(dataset: Dataset[Batch], workers: int, *, sampler: Any) -> DataLoad
 def start_worker(worker: int) -> None:
     """Prepare a worker process.
 
-    A scheduler signals the whole process group when time is up; the rank still needs batches to finish its step and
-    save, so a worker lets the first SIGTERM pass and leaves Ctrl-C and SIGUSR1 to its rank. A second SIGTERM ends it.
+    A scheduler signals the whole process group when time is up, but the rank still needs batches to finish its step and
+    save. So a worker leaves Ctrl-C and SIGUSR1 to its rank, and obeys a SIGTERM only if the rank itself has sent it.
     """
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _first_sigterm)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads that start from here on inherit this
+    threading.Thread(target=_wait_for_end, args=(os.getppid(),), daemon=True).start()
 
 
-def _first_sigterm(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _wait_for_end(rank: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != rank:
+        pass
+    os._exit(0)

@@ -8,7 +8,8 @@ import pytest
 from pretrain.config import ConfigError
 from pretrain.data import tokenizer as tok
 
-WORDS = "red green Blue cat dog café straße walking man's 22 it's 😀 naïve, (tiny) house! x² 日本 grinning-face".split()
+WORDS = """red green Blue cat dog café straße walking man's 22 it's 😀 naïve, (tiny) house! x² 日本
+    grinning-face""".split()  # noqa: SIM905
 
 
 def captions(count: int, seed: int = 0) -> list[str]:
@@ -62,7 +63,7 @@ def test_special_words_in_a_caption_are_text(trained):
 
 def test_training_is_deterministic_and_covers_all_text(trained):
     again = tok.train(captions(400), 640)
-    assert again.fingerprint == trained.fingerprint == "d2d29bc376e527b8"
+    assert again.fingerprint == trained.fingerprint == "ca150d2d7804489e"
     assert trained.decode(trained.encode("Ωmega ☃ unseen", 77)) == "ωmega ☃ unseen"
     assert tok.train(captions(400, 1), 640).fingerprint != trained.fingerprint
 

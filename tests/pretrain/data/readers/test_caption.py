@@ -1,0 +1,62 @@
+"""Which caption is read, which one is drawn, and what makes two the same."""
+
+import json
+
+import pytest
+
+from pretrain.batch import Record
+from pretrain.config import ConfigError
+from pretrain.data import synthetic
+from pretrain.data.decode import BadSample
+from pretrain.data.readers import base
+
+PNG = synthetic.sample(0, size=8, seed=0)["png"]
+
+
+def record(draw: int = 0, **fields: object) -> Record:
+    members = {k: v if isinstance(v, bytes) else json.dumps(v).encode() for k, v in fields.items()}
+    return Record("k", "a.tar", {"png": PNG, **members}, draw=draw)
+
+
+def test_one_of_several_captions_is_drawn():
+    reader = base.make({"caption": {}})
+    texts = {reader.read(record(draw, json={"captions": ["a", "b", "c"]})).suffix for draw in range(40)}
+    assert texts == {"a", "b", "c"}
+
+
+def test_sources_in_order():
+    reader = base.make({"caption": {"text": ["json:alt", "txt"]}})
+    assert reader.read(record(txt=b" plain \n", json={"x": 1})).suffix == "plain"
+    assert reader.read(record(txt=b"plain", json={"alt": "other"})).suffix == "other"
+
+
+def test_templates_and_group():
+    reader = base.make({"caption": {"templates": ["an icon of {}", "{}!"], "group": "json:id"}})
+    found = [reader.read(record(draw, txt=b"a {} cat", json={"id": 5})) for draw in range(20)]
+    assert {example.suffix for example in found} == {"an icon of a {} cat", "a {} cat!"}
+    assert {example.group for example in found} == {"5"}
+    with pytest.raises(BadSample, match="no 'id'"):
+        reader.read(record(txt=b"x", json={}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"txt": b""}, "empty"),
+        ({"json": {"caption": 3}}, "is a int"),
+        ({"json": {"captions": []}}, "is a list"),
+        ({"json": [1]}, "expected an object"),
+        ({}, "no caption"),
+    ],
+)
+def test_bad_captions(fields, words):
+    with pytest.raises(BadSample, match=words):
+        base.make({"caption": {}}).read(record(**fields))
+
+
+def test_bad_options():
+    for options in ({"group": "id"}, {"templates": ["none"]}):
+        with pytest.raises(ConfigError, match=r"data\.reader\.caption"):
+            base.make({"caption": options})
+    with pytest.raises(ConfigError, match="exactly one reader"):
+        base.make({})
