@@ -103,6 +103,6 @@ def test_a_kind_of_task_that_it_does_not_serve_is_refused(name):
 
 def test_coop_is_refused_on_a_tower_that_takes_no_embeddings():
     section = vlm.Config(text=text.Config(name="hf:folder"))
-    with pytest.raises(ConfigError, match="coop writes word embeddings .* 'hf:folder' does not take"):
+    with pytest.raises(ConfigError, match=r"coop writes word embeddings .* 'hf:folder' does not take"):
         base.refuse_base("coop", section)
     base.refuse_base("linear_probe", section)

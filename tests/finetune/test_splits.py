@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -54,10 +55,10 @@ def json_members(path) -> list[dict]:
 def test_a_second_start_finds_the_same_bytes(tmp_path):
     data = tiny.class_folders(tmp_path / "mine")
     first = task(data, shots=2).prepare(tmp_path / "a")
-    before = [open(path, "rb").read() for path in first.train]
+    before = [Path(path).read_bytes() for path in first.train]
     assert task(data, shots=2).prepare(tmp_path / "a") == first
     again = task(data, shots=2).prepare(tmp_path / "b")
-    assert [open(path, "rb").read() for path in again.train] == before
+    assert [Path(path).read_bytes() for path in again.train] == before
     assert task(data, shots=1).prepare(tmp_path / "a").samples["train"] == 3  # another draw is another draw
 
 

@@ -133,7 +133,7 @@ def test_published_epochs(shots, epochs):
 
 
 def test_refusals(loaded):
-    with pytest.raises(ConfigError, match="class 'red circle' needs .* tokens, the text tower takes 40"):
+    with pytest.raises(ConfigError, match=r"class 'red circle' needs .* tokens, the text tower takes 40"):
         method(loaded, length=36)
     with pytest.raises(ConfigError, match="has 4 tokens, not 16"):
         method(loaded, words="a photo of a", length=16)

@@ -1,0 +1,133 @@
+"""Fine-tuning on several ranks: every ZeRO stage, resume, one rank or two, the real launcher."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from finetune import main
+from pretrain import config, dist, pretrained
+from pretrain.report import scores
+from tests import tiny
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def recipe_file(folder: Path, *, method: str = "{name: coop, length: 4}", name: str = "run") -> Path:
+    export, data = tiny.export(folder / "export"), tiny.class_folders(folder / "mine")
+    path = folder / f"{name}.yaml"
+    path.write_text(f"""
+base: {export}
+run: {{name: {name}, dir: {folder}/runs}}
+method: {method}
+task: {{name: few_shot, data: {data}, shots: 4, batch_size: 4}}
+data: {{workers: 0}}
+train: {{steps: 6, batch_size: 4}}
+optim: {{optimizer: sgd, lr: 0.05, weight_decay: 5.0e-4, schedule: epoch_cosine, grad_clip: 0}}
+checkpoint: {{every_steps: 3, keep_last: 5}}
+monitor: {{log_every: 1, tensorboard: false}}
+""")
+    return path
+
+
+def fine_tune(file: str, *words: str) -> tuple[int, bool]:
+    """Run the stage on this rank; return the exit code and whether the frozen base is what it was."""
+    import deepspeed
+
+    jobs: list[main.Job] = []
+    build = main.Job.__init__
+
+    def keep(job: main.Job, *args: object) -> None:
+        build(job, *args)
+        jobs.append(job)
+
+    main.Job.__init__ = keep
+    try:
+        code = main.run(config.load(main.Recipe, file, words), torch.device("cpu"))
+    finally:
+        main.Job.__init__ = build
+    [job] = jobs
+    frozen = list(job.base.model.parameters())
+    with deepspeed.zero.GatheredParameters(frozen, enabled=job.recipe.zero.stage == 3):
+        return code, pretrained.hash_of(job.base.model.state_dict()) == job.base.weights_hash
+
+
+def delta(folder: Path, name: str = "run") -> dict[str, torch.Tensor]:
+    return load_file(folder / "runs" / name / "delta.safetensors")
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory, ranks):
+    folder = tmp_path_factory.mktemp("one")
+    assert ranks.run(1, fine_tune, str(recipe_file(folder)), "zero.stage=0") == [(0, True)]
+    return delta(folder), scores.newest(folder / "runs" / "run")
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_every_stage_on_two_ranks_trains_what_one_rank_does(stage, tmp_path, ranks, one_rank):
+    found = ranks.run(2, fine_tune, str(recipe_file(tmp_path)), f"zero.stage={stage}")
+    assert found == [(0, True), (0, True)]
+    want, its_scores = one_rank
+    got = delta(tmp_path)
+    assert set(got) == set(want) == {"context.words"}
+    torch.testing.assert_close(got["context.words"], want["context.words"], rtol=0, atol=2e-5)
+    assert scores.newest(tmp_path / "runs" / "run") == its_scores
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_resumed_run_ends_as_an_uninterrupted_one(stage, tmp_path, ranks):
+    file = str(recipe_file(tmp_path))
+    assert ranks.run(2, fine_tune, file, f"zero.stage={stage}") == [(0, True)] * 2
+    want, checkpoints = delta(tmp_path)["context.words"], tmp_path / "runs" / "run" / "checkpoints"
+    shutil.rmtree(checkpoints / "step-00000006")
+    (tmp_path / "runs" / "run" / "delta.safetensors").unlink()
+    assert ranks.run(2, fine_tune, file, f"zero.stage={stage}") == [(0, True)] * 2
+    assert torch.equal(delta(tmp_path)["context.words"], want)  # momentum and schedule went on where they were
+    size = sum(part.stat().st_size for part in (checkpoints / "step-00000006").glob("part-*"))
+    assert size < 10_000, "a checkpoint of 4 x 32 words has nothing of the frozen base"
+
+
+def test_the_probe_is_the_same_on_two_ranks(tmp_path, ranks):
+    file = str(recipe_file(tmp_path, method="{name: linear_probe, c: 1.0}"))
+    assert ranks.run(1, fine_tune, file) == [(0, True)]
+    one, its_scores = delta(tmp_path), scores.newest(tmp_path / "runs" / "run")
+    assert ranks.run(2, fine_tune, file) == [(0, True)] * 2
+    two = delta(tmp_path)
+    assert set(one) == {"head.weight", "head.bias"}
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-4)
+    assert scores.newest(tmp_path / "runs" / "run") == its_scores
+
+
+def launch(*words: str, launcher: list[str]) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [*launcher, "finetune/main.py", *words]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=400)
+
+
+@pytest.mark.slow
+def test_the_deepspeed_launcher(tmp_path, one_rank):
+    deepspeed = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", "29741"]
+    done = launch("--config", str(recipe_file(tmp_path)), "zero.stage=1", launcher=deepspeed)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(r"coop on few_shot \(3 classes, 12 samples, 128 parameters\): test accuracy .* %", done.stdout)
+    torch.testing.assert_close(delta(tmp_path)["context.words"], one_rank[0]["context.words"], rtol=0, atol=2e-5)
+
+
+def test_bad_usage_is_a_sentence_and_2(tmp_path):
+    file = str(recipe_file(tmp_path))
+    done = launch("--config", file, f"base={tmp_path}/nowhere", launcher=[sys.executable])
+    assert done.returncode == 2 and "no such folder" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists(), "a refused start leaves nothing behind"
+
+
+def test_help_shows_an_example():
+    done = launch("--help", launcher=[sys.executable])
+    assert done.returncode == 0 and "deepspeed" in done.stdout and "task.data=FOLDER" in done.stdout
+    assert dist.world() == 1
