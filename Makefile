@@ -20,7 +20,9 @@ help:  ## list the commands
 
 setup: $(READY)  ## .venv with the tested versions
 
+# the stamps of other versions go first: they must not be believed again after this
 $(READY):
+	rm -f $(VENV)/.ready-*
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt setuptools wheel
 	$(PY) -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[tools,dev]'
