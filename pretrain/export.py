@@ -48,6 +48,7 @@ def export(model: Pretrained, out: str | Path, *, format: str, pairs: Pairs | No
             raise
         except Exception as error:  # whatever the library raises on a folder that it cannot load
             raise ExportError(f"{format} cannot load it ({type(error).__name__}: {error})") from error
+        plug.settle(part, out)
         (part / "README.md").write_text(_card(model, plug, out.name, found), encoding="utf-8")
         mark = {"format": format, "weights_hash": model.weights_hash, "source": model.source, "verified": found}
         (part / MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")

@@ -147,6 +147,9 @@ def _open_clip(path: Path) -> Pretrained:
     tree = _json(path / "open_clip_config.json")
     if not {"embed_dim", "vision_cfg", "text_cfg"} <= set(tree.get("model_cfg", ())):
         raise ConfigError(f"{path / 'open_clip_config.json'}: model_cfg needs embed_dim, vision_cfg and text_cfg")
+    towers = tree["model_cfg"]["vision_cfg"]
+    if str(towers.get("timm_model_name", "")).startswith(convert_open_clip.TRUNK):  # found even after a move
+        towers["timm_model_name"] = f"{convert_open_clip.TRUNK}{path / 'trunk'}"
     own = tree["model_cfg"].get("text_cfg", {}).get("hf_tokenizer_name")
     section = convert_open_clip.config_from(
         tree["model_cfg"], tree.get("preprocess_cfg"), tokenizer=str(path) if own else "clip"

@@ -42,6 +42,9 @@ class Format:
         """
         raise NotImplementedError
 
+    def settle(self, folder: Path, final: Path) -> None:  # noqa: B027 (most formats name no place)
+        """Change what names the folder itself, once it is verified and before it becomes `final`."""
+
     def read(self, folder: Path) -> Reader:
         """Load the folder offline, with the library that it is for and nothing of ours."""
         raise NotImplementedError

@@ -12,6 +12,8 @@ from pretrain.exports import base
 from pretrain.models import convert_open_clip
 from pretrain.pretrained import Pretrained
 
+TRUNK = "trunk"  #: folder of timm's config.json, where the tower has arguments of its own
+
 
 class Format(base.Format):
     """open_clip's CLIP class."""
@@ -35,6 +37,11 @@ with torch.no_grad():
         """Write config, weights and tokenizer."""
         section = model.config
         tree = convert_open_clip.config_to(section, end=model.tokenizer.end)
+        if tree["vision_cfg"].get("timm_model_name", "").startswith(convert_open_clip.TRUNK):
+            (folder / TRUNK).mkdir()
+            trunk = convert_open_clip.trunk_config(section.vision)
+            (folder / TRUNK / "config.json").write_text(json.dumps(trunk, indent=2) + "\n", encoding="utf-8")
+            tree["vision_cfg"]["timm_model_name"] = f"{convert_open_clip.TRUNK}{folder / TRUNK}"
         words = tree["text_cfg"]
         if model.tokenizer.fingerprint == _standard():
             del words["pool_type"], words["eos_id"]  # the largest id is the default, which older releases know too
@@ -53,6 +60,14 @@ with torch.no_grad():
         (folder / "open_clip_config.json").write_text(text, encoding="utf-8")
         weights = convert_open_clip.weights_to(section, model.model.state_dict())
         save_file(weights, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
+
+    def settle(self, folder: Path, final: Path) -> None:
+        """Let open_clip find the tower's arguments where the folder will lie: timm wants a whole path."""
+        file = folder / "open_clip_config.json"
+        tree = json.loads(file.read_text(encoding="utf-8"))
+        if (folder / TRUNK).is_dir():
+            tree["model_cfg"]["vision_cfg"]["timm_model_name"] = f"{convert_open_clip.TRUNK}{final / TRUNK}"
+            file.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
 
     def read(self, folder: Path) -> base.Reader:
         """Load with open_clip."""

@@ -5,9 +5,11 @@ Two layouts of the vision tower: open_clip's own ViT, which is OpenAI's, for tow
 (class CustomTextCLIP): both are read, the first is written. Their ViT cuts width * mlp_ratio, ours may round it.
 """
 
+import json
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +20,7 @@ from pretrain.models.clip_shape import ClipShape
 from pretrain.models.convert import Pair, Weights, give, leading, linear, same, scalar, take, transposed
 
 LAYOUT = "open_clip"
+TRUNK = "local-dir:"  #: timm's schema for a folder with a config.json, where a tower has arguments of its own
 _HARMLESS = {"drop_rate", "proj_drop_rate", "attn_drop_rate", "pos_drop_rate"}  # of timm: nothing in eval mode
 _TEXT = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final")
 
@@ -169,13 +172,17 @@ def _timm_vision(config: vision.Config) -> dict[str, Any]:
         alike = {n: x.shape for n, x in plain.items()} == {n: x.shape for n, x in ours.items()}
     except ConfigError:
         alike = False
-    if args or not alike:
-        why = f"model.vision.args {sorted(args)}" if args else f"model.vision.image_size {config.image_size}"
-        raise ConfigError(
-            f"export to open_clip: it builds timm's {config.name} only as timm names it, not with {why}; "
-            "--format diptych holds it, and so does a tower that timm has a name for"
-        )
+    if args or not alike:  # open_clip passes no arguments, but timm reads them from a folder
+        tree["timm_model_name"] = f"{TRUNK}{config.name}"
     return tree
+
+
+def trunk_config(config: vision.Config) -> dict[str, Any]:
+    """Return timm's config.json of a tower that differs from what timm calls by its name."""
+    args = {k: v for k, v in config.args.items() if k not in {"global_pool", "drop_path_rate", "patch_drop_rate"}}
+    size = {"img_size": config.image_size} if vision.takes_size(config.name) else {}
+    look = {"input_size": [3, config.image_size, config.image_size], "mean": config.mean, "std": config.std}
+    return {"architecture": config.name, "num_classes": 0, "model_args": {**size, **args}, "pretrained_cfg": look}
 
 
 def _size(name: str) -> int:
@@ -255,11 +262,14 @@ def _refuse_foreign(top: Mapping[str, Any], towers: Mapping[str, Any], words: Ma
 def _timm_section(towers: Mapping[str, Any]) -> vision.Config:
     if towers.get("timm_proj", "linear") != "linear":
         raise ConfigError(f"open_clip config: timm_proj={towers['timm_proj']!r}: only 'linear' is supported")
-    name = towers["timm_model_name"]
+    name, own = towers["timm_model_name"], {}
+    if name.startswith(TRUNK):
+        tree = json.loads((Path(name.removeprefix(TRUNK)) / "config.json").read_text(encoding="utf-8"))
+        name, own = tree["architecture"], {k: v for k, v in tree["model_args"].items() if k != "img_size"}
     pool = towers.get("timm_pool", "avg")
     usual = getattr(clip_shape.skeleton(vision.Config(name=name, image_size=_size(name))).trunk, "global_pool", pool)
     args = {} if pool in ("", usual) or not isinstance(usual, str) else {"global_pool": pool}
-    return vision.Config(name=name, image_size=towers.get("image_size", 224), args=args)
+    return vision.Config(name=name, image_size=towers.get("image_size", 224), args={**own, **args})
 
 
 def _native_section(towers: Mapping[str, Any], activation: clip_shape.Activation) -> vision.Config:

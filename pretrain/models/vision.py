@@ -77,7 +77,7 @@ def _create(config: Config) -> nn.Module:
             "List them with `python -c 'import timm; print(timm.list_models())'`"
         )
     args = dict(config.args)
-    if "img_size" not in args and _takes_size(config.name):
+    if "img_size" not in args and takes_size(config.name):
         args["img_size"] = config.image_size
     try:
         trunk = timm.create_model(config.name, pretrained=False, num_classes=0, **args)
@@ -88,8 +88,8 @@ def _create(config: Config) -> nn.Module:
     return trunk
 
 
-def _takes_size(name: str) -> bool:
-    # attention towers own a table of positions, so they must know the size; convolutions take any
+def takes_size(name: str) -> bool:
+    """Return whether a tower owns a table of positions and so must know the image size; convolutions take any."""
     return bool(timm.get_pretrained_cfg(name) and timm.get_pretrained_cfg(name).fixed_input_size)
 
 
