@@ -6,11 +6,13 @@ and the main script anew (seconds a rank). What makes forking delicate is kept a
 """
 
 import bisect
+import gc
 import hashlib
 import itertools
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -200,8 +202,12 @@ def _plainly(batches: DataLoader[Batch]) -> Iterator[Batch]:
     """Yield batches; give a worker's ShardError as the one sentence it was, without the worker's traceback."""
     try:
         yield from batches
+        return
     except ShardError as error:
-        raise ShardError(str(error).rpartition("ShardError: ")[2].strip()) from None
+        sentence = str(error).rpartition("ShardError: ")[2].strip()
+        traceback.clear_frames(error.__traceback__)  # a cycle of torch's that keeps the workers until it is collected
+    del batches
+    raise ShardError(sentence)
 
 
 def _batches(dataset: Dataset[Batch], workers: int, *, sampler: Any) -> DataLoader[Batch]:
@@ -230,6 +236,7 @@ def start_worker(worker: int) -> None:
     A scheduler signals the whole process group when time is up, but the rank still needs batches to finish its step and
     save. So a worker leaves Ctrl-C and SIGUSR1 to its rank, and obeys a SIGTERM only if the rank itself has sent it.
     """
+    gc.freeze()  # what is inherited is the rank's to collect, an older loader's clean-up above all
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
