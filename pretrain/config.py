@@ -79,7 +79,7 @@ def _parse(text: str, where: str) -> dict[str, Any]:
 
 def override(tree: dict[str, Any], words: Iterable[str]) -> dict[str, Any]:
     """Return `tree` with `section.key=value` words applied; values are read as YAML."""
-    out = json.loads(json.dumps(tree))
+    out: dict[str, Any] = json.loads(json.dumps(tree))
     for word in words:
         path, equals, text = word.partition("=")
         if not equals or not path or word.startswith("-"):

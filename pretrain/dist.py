@@ -8,7 +8,6 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor
 
-
 # torch 2.14 renames the collective and warns about the old name, older releases know only that one
 _all_gather = getattr(torch_dist, "all_gather_single", None) or torch_dist.all_gather_into_tensor
 

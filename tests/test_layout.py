@@ -9,9 +9,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [p for d in ("pretrain", "finetune", "data_tools", "launcher") for p in sorted((ROOT / d).rglob("*.py"))]
-TRACKED = subprocess.run(  # noqa: S603
-    ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
-).stdout.split("\0")  # noqa: S607
+TRACKED = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split(
+    "\0"
+)
 BANNED = {"utils", "util", "helpers", "helper", "misc", "common"}
 TOP = {
     "setup.py", "pretrain", "finetune", "data_tools", "launcher", "slurm", "tests", "README.md", "pyproject.toml",

@@ -1,6 +1,6 @@
 """The README keeps its promises: every file has its line, every command it shows exists, every link leads somewhere.
 
-    python -m tests.test_readme      writes the file list of README.md anew from the files' own first lines
+python -m tests.test_readme      writes the file list of README.md anew from the files' own first lines
 """
 
 import ast

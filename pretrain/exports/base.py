@@ -42,7 +42,7 @@ class Format:
         """
         raise NotImplementedError
 
-    def settle(self, folder: Path, final: Path) -> None:  # noqa: B027 (most formats name no place)
+    def settle(self, folder: Path, final: Path) -> None:
         """Change what names the folder itself, once it is verified and before it becomes `final`."""
 
     def read(self, folder: Path) -> Reader:

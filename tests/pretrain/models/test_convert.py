@@ -107,7 +107,7 @@ def test_open_clip_out_and_in(name):
 
 @pytest.mark.parametrize("mixed", [section(quick=True), section(activation="quick_gelu")])
 def test_towers_of_two_activations(mixed):
-    """open_clip has one flag for both of its own towers, so timm's builds the pictures' one; CLIPModel has two flags."""
+    """open_clip has one flag for both of its towers, so timm builds the pictures' one; CLIPModel has two flags."""
     assert convert_open_clip.config_to(mixed, end=END)["vision_cfg"]["timm_model_name"].startswith("local-dir:")
     model = ours(mixed)
     theirs = CLIPModel(CLIPConfig(**convert_transformers.config_to(mixed, start=0, end=END, pad=END))).eval()
