@@ -31,8 +31,11 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+import torch
+
 ROOT = Path(__file__).resolve().parent.parent
 GRACE = 5.0
+LINEAR = torch.nn.functional.linear
 
 
 class RankError(AssertionError):
@@ -147,6 +150,9 @@ def _call(rank: int, world: int, store: str, call: tuple[str, str, tuple, dict])
         return getattr(importlib.import_module(module), name)(*args, **kwargs)
     finally:
         process.shutdown()
+        # ZeRO-3 replaces this for good; where only some ranks ran it, gradients would become ready in another order
+        # there, and stages 1 and 2, which reduce them in that order, would add up the wrong ones
+        torch.nn.functional.linear = LINEAR
         gc.unfreeze()  # trainers freeze
         gc.collect()
 
@@ -154,7 +160,6 @@ def _call(rank: int, world: int, store: str, call: tuple[str, str, tuple, dict])
 def _serve(pipe: Connection) -> None:
     faulthandler.register(signal.SIGUSR2, all_threads=False)
     import deepspeed  # noqa: F401
-    import torch
 
     import pretrain.engine.process  # noqa: F401
 
