@@ -37,6 +37,9 @@ class Augment(Section):
     zoom: tuple[float, float] = (1.0, 1.0)  #: scale of the whole picture; below 1 shows `fill` around it
     fill: int = Field(default=255, ge=0, le=255)  #: grey level of what rotate, translate and zoom uncover
     brightness: float = Field(default=0.0, ge=0)  #: factor drawn from [1 - x, 1 + x], as for the next two
+    pivot: int = Field(
+        default=0, ge=0, le=255
+    )  #: grey that brightness keeps: 0 dims all, 255 leaves white grounds white
     contrast: float = Field(default=0.0, ge=0)
     saturation: float = Field(default=0.0, ge=0)
     hue: float = Field(default=0.0, ge=0, le=0.5)  #: turn of the colour circle, drawn from [-hue, hue]
@@ -49,6 +52,9 @@ class Augment(Section):
         if not 0 < value[0] <= value[1]:
             raise ValueError("two positive numbers, the smaller first")
         return value
+
+
+LUMA_C = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
 class Transform:
@@ -90,11 +96,9 @@ class Transform:
 
     def train(self, image_HWC: Pixels, augment: Augment, rng: np.random.Generator) -> Floats:
         """Return float32 [3, S, S]: one augmented view; equal generators give equal views."""
-        image = affine(Image.fromarray(image_HWC), augment, rng, self._filter)
+        image = affine(Image.fromarray(image_HWC), augment, rng)
         image = crop(image, augment, rng, self.size, self._filter)
-        for change in (flip, colour, grey):
-            image = change(image, augment, rng)
-        return self._normalise(image)
+        return self._normalise(colour(flip(image, augment, rng), augment, rng))
 
     def _normalise(self, image: Image.Image) -> Floats:
         out_CHW = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")
@@ -117,8 +121,8 @@ def _between(rng: np.random.Generator, low: float, high: float) -> float:
     return low + (high - low) * float(rng.random())
 
 
-def affine(image: Image.Image, augment: Augment, rng: np.random.Generator, resample: Image.Resampling) -> Image.Image:
-    """Turn, shift and zoom about the centre; what is uncovered gets the fill colour."""
+def affine(image: Image.Image, augment: Augment, rng: np.random.Generator) -> Image.Image:
+    """Turn, shift and zoom about the centre, bilinearly; what is uncovered gets the fill colour."""
     if not (augment.rotate or augment.translate or augment.zoom != (1.0, 1.0)):
         return image
     width, height = image.size
@@ -132,7 +136,9 @@ def affine(image: Image.Image, augment: Augment, rng: np.random.Generator, resam
         cos, sin, x - cos * (x + shift_x) - sin * (y + shift_y),
         -sin, cos, y + sin * (x + shift_x) - cos * (y + shift_y),
     )  # fmt: skip
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, resample, fillcolor=(augment.fill,) * 3)
+    return image.transform(
+        image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=(augment.fill,) * 3
+    )
 
 
 def crop(
@@ -163,34 +169,36 @@ def flip(image: Image.Image, augment: Augment, rng: np.random.Generator) -> Imag
     return ImageOps.mirror(image) if augment.flip and rng.random() < augment.flip else image
 
 
-def grey(image: Image.Image, augment: Augment, rng: np.random.Generator) -> Image.Image:
-    """Take the colours away."""
-    return image.convert("L").convert("RGB") if augment.grey and rng.random() < augment.grey else image
-
-
 def colour(image: Image.Image, augment: Augment, rng: np.random.Generator) -> Image.Image:
-    """Change brightness, contrast, saturation and hue, in this order (torchvision draws the order; we do not)."""
-    amounts = (augment.brightness, augment.contrast, augment.saturation, augment.hue)
-    if not any(amounts) or rng.random() >= augment.jitter:
+    """Change hue, saturation, contrast and brightness: one linear map, applied once (Pillow clips the result)."""
+    amounts = (augment.brightness, augment.contrast, augment.saturation)
+    if not (any(amounts) or augment.hue or augment.grey):
         return image
-    light, contrast, saturation = (_between(rng, max(0.0, 1 - x), 1 + x) for x in amounts[:3])
-    turn = _between(rng, -augment.hue, augment.hue)
-    out_HWC = np.asarray(image).astype(np.float32)
-    if augment.brightness:
-        out_HWC = np.minimum(out_HWC * light, 255.0)
-    if augment.contrast:
-        out_HWC = np.clip(out_HWC * contrast + (1 - contrast) * float(_luma(out_HWC).mean()), 0.0, 255.0)
-    if augment.saturation:
-        out_HWC = np.clip(out_HWC * saturation + (1 - saturation) * _luma(out_HWC), 0.0, 255.0)
-    image = Image.fromarray((out_HWC + 0.5).astype(np.uint8))
-    if augment.hue:
-        hsv_HWC = np.array(image.convert("HSV"))
-        hsv_HWC[..., 0] += np.uint8(round(turn * 255) % 256)  # wraps around, as a circle does
-        image = Image.frombytes("HSV", image.size, hsv_HWC.tobytes()).convert("RGB")
-    return image
+    light, contrast, saturation = (_between(rng, max(0.0, 1 - x), 1 + x) for x in amounts)
+    turn = 2 * math.pi * _between(rng, -augment.hue, augment.hue)
+    jittered, grey = rng.random() < augment.jitter, rng.random() < augment.grey
+    if not jittered:
+        light, contrast, saturation, turn = 1.0, 1.0, 1.0, 0.0
+    map_CC = _hue(turn)
+    saturation = 0.0 if grey else saturation
+    map_CC = saturation * map_CC + (1 - saturation) * np.broadcast_to(LUMA_C @ map_CC, (3, 3))
+    offset = light * (1 - contrast) * _mean_luma(image) if contrast != 1.0 else 0.0
+    offset += (1 - light) * augment.pivot
+    rows = np.concatenate([light * contrast * map_CC, np.full((3, 1), offset)], axis=1)
+    return image.convert("RGB", tuple(rows.ravel().tolist()))
 
 
-def _luma(image_HWC: Floats) -> Floats:
-    weights_C = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    luma_HW1: Floats = (image_HWC @ weights_C)[..., None]
-    return luma_HW1
+def _hue(turn: float) -> Floats:
+    """Return the rotation of RGB about the grey axis, which keeps greys, by an angle in radians."""
+    cos, sin = math.cos(turn), math.sin(turn) / math.sqrt(3)
+    rest = (1 - cos) / 3
+    rows = [
+        [cos + rest, rest - sin, rest + sin],
+        [rest + sin, cos + rest, rest - sin],
+        [rest - sin, rest + sin, cos + rest],
+    ]
+    return np.array(rows, dtype=np.float32)
+
+
+def _mean_luma(image: Image.Image) -> float:
+    return float(np.asarray(image.convert("L")).mean())

@@ -60,6 +60,8 @@ class VisionTower(nn.Module):
 
     def forward(self, image_NCHW: Tensor) -> Output:
         """Return patch tokens [N, P, C] and projected features [N, E]."""
+        # convolutions are up to 1.7 times as fast so; ZeRO flattens weights, which keep their own order
+        image_NCHW = image_NCHW.contiguous(memory_format=torch.channels_last)
         features = self.trunk.forward_features(image_NCHW)
         pooled_NC = self.trunk.forward_head(features, pre_logits=True)
         return Output(self._tokens(features), self.projection(pooled_NC))
