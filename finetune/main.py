@@ -4,10 +4,8 @@ Reads as the recipe: base model, task and method become one module, the trainer 
 Interrupted, the same command goes on where it stopped. RUN/delta.safetensors holds what was trained.
 """
 
-import argparse
 import json
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,16 +21,14 @@ from finetune.methods.base import Finetune
 from finetune.recipe import Recipe
 from finetune.splits import Splits
 from finetune.tasks import base as tasks
-from pretrain import config, dist, pretrained, registry
+from pretrain import command, config, dist, pretrained, registry
 from pretrain.batch import Batch
 from pretrain.config import ConfigError
 from pretrain.data import loader
-from pretrain.data.format import ShardError
-from pretrain.data.quarantine import Quarantine, TooManyBad
+from pretrain.data.quarantine import Quarantine
 from pretrain.engine import process
-from pretrain.engine.checkpoint import CheckpointError
-from pretrain.engine.run_folder import RunFolder, StaleRunError
-from pretrain.engine.trainer import Data, Identity, Trainer, TrainingError
+from pretrain.engine.run_folder import RunFolder
+from pretrain.engine.trainer import Data, Identity, Trainer
 from pretrain.evals.base import Features
 from pretrain.evals.zero_shot import class_weights
 from pretrain.metrics.interval import Score
@@ -196,47 +192,25 @@ def print_once(line: str) -> None:
         print(line, flush=True)
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command line."""
-    out = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    out.add_argument("--config", metavar="FILE", help="a YAML config, e.g. finetune/configs/coop_iconcaps.yaml")
-    out.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
-    out.add_argument("--schema", action="store_true", help="print the JSON schema of a config and stop")
-    out.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
-    out.add_argument("override", nargs="*", metavar="section.key=value", help="changes to the config; base=MODEL")
-    return out
-
-
 def main(words: list[str] | None = None) -> int:
-    """Read the command line, fine-tune, and turn what went wrong into one sentence and an exit code."""
-    args = parser().parse_intermixed_args(words)
+    """Read the command line and fine-tune; return the exit code."""
+    parser = command.training_parser(__doc__, EXAMPLE)
+    args = parser.parse_intermixed_args(words)
     if args.schema:
         print(json.dumps(recipe.schema(), indent=1))
         return 0
     if not args.config:
-        parser().error("--config FILE is needed")
-    try:
+        parser.error("--config FILE is needed")
+
+    def tune() -> int:
         section = config.load(Recipe, args.config, args.override)
         if args.print_config:
             print(config.dump(section))
             return 0
         return run(section, process.setup_process_group())
-    except (ConfigError, ShardError) as error:
-        return fail(error, code=2)
-    except (TrainingError, CheckpointError, StaleRunError, TooManyBad) as error:
-        return fail(error, code=1)
-    finally:
-        process.shutdown()
 
-
-def fail(error: Exception, *, code: int) -> int:
-    """Print the sentence once where all ranks fail alike; a rank that fails alone still gets heard."""
-    if not dist.is_main():
-        time.sleep(3)  # by then rank 0 has spoken and the launcher has ended this process
-    config.exit_with(error, code=code)
+    return command.guarded(tune)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    process.leave(main())

@@ -6,7 +6,6 @@ A run's own config says which evals; `--config FILE` or overrides say it for any
 torchrun the work is split over ranks; the numbers are the same.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -15,10 +14,9 @@ from typing import Any
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pretrain import config, dist, pretrained, registry
+from pretrain import command, config, dist, pretrained, registry
 from pretrain import recipe as recipes
 from pretrain.config import ConfigError
-from pretrain.data.format import ShardError
 from pretrain.engine import process
 from pretrain.evals.base import Features
 from pretrain.metrics.interval import Score
@@ -66,27 +64,23 @@ def evaluate(model: str, sections: dict[str, Any]) -> dict[str, Score]:
 
 def main(words: list[str] | None = None) -> int:
     """Print the scores, one a line, with their 95 % intervals."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__, EXAMPLE)
     parser.add_argument("model", metavar="MODEL", help="run folder, checkpoint, export or transformers CLIP folder")
     parser.add_argument("--config", metavar="FILE", help="take the evals of this config")
     parser.add_argument("--json", metavar="OUT", help="write the scores to this file too")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("override", nargs="*", metavar="evals.NAME.key=value", help="changes to the evals")
     args = parser.parse_intermixed_args(words)
-    try:
+
+    def run() -> int:
         found = evaluate(args.model, read_evals(args.model, args.config, args.override))
         if dist.is_main():
             print("\n".join(f"{name} {score} of {score.count}" for name, score in found.items()))
             if args.json:
                 tree = {name: score._asdict() for name, score in found.items()}
                 Path(args.json).write_text(json.dumps(tree, indent=1) + "\n")
-    except (ConfigError, ShardError) as error:
-        config.exit_with(error)
-    finally:
-        process.shutdown()
-    return 0
+        return 0
+
+    return command.guarded(run)
 
 
 if __name__ == "__main__":

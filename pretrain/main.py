@@ -4,11 +4,8 @@ Reads as the recipe: build the parts, hand them to the trainer. Runs under deeps
 interrupted, the same command goes on where it stopped.
 """
 
-import argparse
 import json
-import os
 import sys
-import time
 from pathlib import Path
 
 if __name__ == "__main__":  # started as a file, the folder of this file would come first and hide libraries
@@ -16,16 +13,13 @@ if __name__ == "__main__":  # started as a file, the folder of this file would c
 
 import torch
 
-from pretrain import config, dist, plan, registry
+from pretrain import command, config, dist, plan, registry
 from pretrain import recipe as recipes
 from pretrain.batch import Batch
-from pretrain.config import ConfigError
-from pretrain.data.format import ShardError
-from pretrain.data.quarantine import Quarantine, TooManyBad
+from pretrain.data.quarantine import Quarantine
 from pretrain.engine import process
-from pretrain.engine.checkpoint import CheckpointError
-from pretrain.engine.run_folder import RunFolder, StaleRunError
-from pretrain.engine.trainer import Data, Hook, Identity, Trainer, TrainingError
+from pretrain.engine.run_folder import RunFolder
+from pretrain.engine.trainer import Data, Hook, Identity, Trainer
 from pretrain.evals.base import Features
 from pretrain.objectives.base import Mixture
 from pretrain.recipe import Recipe
@@ -92,47 +86,25 @@ def eval_hooks(
     return [hook(name, section) for name, section in recipe.evals.items()]
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command line."""
-    out = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    out.add_argument("--config", metavar="FILE", help="a YAML config, e.g. pretrain/configs/clip_iconcaps.yaml")
-    out.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
-    out.add_argument("--schema", action="store_true", help="print the JSON schema of a config and stop")
-    out.add_argument("--plan", action="store_true", help="print parameters and steps, build nothing, and stop")
-    out.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
-    out.add_argument("override", nargs="*", metavar="section.key=value", help="changes to the config")
-    return out
-
-
 def main(words: list[str] | None = None) -> int:
-    """Read the command line, train, and turn what went wrong into one sentence and an exit code."""
-    args = parser().parse_intermixed_args(words)
+    """Read the command line and train; return the exit code."""
+    parser = command.training_parser(__doc__, EXAMPLE)
+    parser.add_argument("--plan", action="store_true", help="print parameters and steps, build nothing, and stop")
+    args = parser.parse_intermixed_args(words)
     if args.schema:
         print(json.dumps(recipes.schema(), indent=1))
         return 0
     if not args.config:
-        parser().error("--config FILE is needed")
-    try:
+        parser.error("--config FILE is needed")
+
+    def run() -> int:
         recipe = config.load(Recipe, args.config, args.override)
         if args.print_config or args.plan:
             print(config.dump(recipe) if args.print_config else plan.table(recipe))
             return 0
         return train(recipe, process.setup_process_group())
-    except (ConfigError, ShardError) as error:
-        return fail(error, code=2)
-    except (TrainingError, CheckpointError, StaleRunError, TooManyBad) as error:
-        return fail(error, code=1)
-    finally:
-        process.shutdown()
 
-
-def fail(error: Exception, *, code: int) -> int:
-    """Print the sentence once where all ranks fail alike; a rank that fails alone still gets heard."""
-    if os.environ.get("RANK", "0") != "0":  # the process group may not exist yet
-        time.sleep(3)  # by then rank 0 has spoken and the launcher has ended this process
-    config.exit_with(error, code=code)
+    return command.guarded(run)
 
 
 if __name__ == "__main__":

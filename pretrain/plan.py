@@ -3,7 +3,6 @@
 python pretrain/plan.py pretrain/configs/clip_vit_b32.yaml [section.key=value ...]
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -12,8 +11,9 @@ import torch
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pretrain import config, recipe
-from pretrain.config import ConfigError
+from pretrain import command, config, recipe
+
+EXAMPLE = "example: python pretrain/plan.py pretrain/configs/clip_vit_b32.yaml train.batch_size=4096"
 
 
 def parameter_counts(section: recipe.Recipe) -> dict[str, int]:
@@ -36,18 +36,16 @@ def table(section: recipe.Recipe) -> str:
 
 def main(words: list[str] | None = None) -> int:
     """Print the plan of a config; 2 where the config cannot be used."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        epilog="example: python pretrain/plan.py pretrain/configs/clip_vit_b32.yaml train.batch_size=4096",
-    )
+    parser = command.parser(__doc__, EXAMPLE)
     parser.add_argument("config", help="a YAML config")
     parser.add_argument("override", nargs="*", help="section.key=value")
     args = parser.parse_args(words)
-    try:
+
+    def run() -> int:
         print(table(config.load(recipe.Recipe, args.config, args.override)))
-    except ConfigError as error:
-        config.exit_with(error)
-    return 0
+        return 0
+
+    return command.guarded(run)
 
 
 if __name__ == "__main__":

@@ -181,7 +181,7 @@ def colour(image: Image.Image, augment: Augment, rng: np.random.Generator) -> Im
         light, contrast, saturation, turn = 1.0, 1.0, 1.0, 0.0
     map_CC = _hue(turn)
     saturation = 0.0 if grey else saturation
-    map_CC = saturation * map_CC + (1 - saturation) * np.broadcast_to(LUMA_C @ map_CC, (3, 3))
+    map_CC = np.float32(saturation) * map_CC + np.float32(1 - saturation) * (LUMA_C @ map_CC)
     offset = light * (1 - contrast) * _mean_luma(image) if contrast != 1.0 else 0.0
     offset += (1 - light) * augment.pivot
     rows = np.concatenate([light * contrast * map_CC, np.full((3, 1), offset)], axis=1)

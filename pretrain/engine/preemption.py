@@ -44,12 +44,3 @@ class Preemption:
         self.interrupted = True
         if sys.stderr.isatty():
             os.write(2, b"\nCtrl-C: saving a checkpoint after this step; press again to leave at once\n")
-
-
-def shield_worker() -> None:
-    """Make a loader worker deaf to these signals (call it first in worker_init_fn).
-
-    The deepspeed launcher terminates whole process trees, workers first; a rank whose workers die cannot save.
-    """
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)

@@ -146,6 +146,7 @@ def shutdown() -> None:
     if "deepspeed" not in sys.modules:  # never set up, and slow to import
         return
     import deepspeed.comm.comm as ds_comm
+    from deepspeed.utils import groups
 
     if torch_dist.is_initialized():
         with suppress(RuntimeError, ValueError):  # a peer that is gone already
@@ -154,6 +155,7 @@ def shutdown() -> None:
             if torch_dist.is_initialized():
                 torch_dist.destroy_process_group()
     ds_comm.cdb = None
+    groups._WORLD_GROUP = None  # 0.17 keeps its clone of the group that is gone
 
 
 def leave(code: int) -> NoReturn:
