@@ -37,7 +37,7 @@ TEMPLATES = (
     "{} icon",
     "a small image of {}",
 )
-TAGGED, ALONE = 6, 2  # sentences with keywords, and of keywords alone
+TAGGED, ALONE = 6, 5  # sentences with keywords, and of keywords alone
 LEAST_MEMBERS = 20  # a subgroup with fewer pictures is no few-shot class
 PLAIN = {"food-prepared": "cooked or prepared food", "face-concerned": "concerned faces", "person": "people"}
 

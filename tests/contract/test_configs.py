@@ -1,0 +1,45 @@
+"""Every shipped config: says its command, loads, prints to itself, and trains two steps on a CPU."""
+
+from pathlib import Path
+
+import pytest
+
+from finetune.recipe import Recipe as FinetuneRecipe
+from pretrain import config
+from pretrain.recipe import Recipe
+from tests import tiny
+from tests.end_to_end.jobs import losses, pretrain
+
+ROOT = Path(__file__).resolve().parents[2]
+PRETRAIN = sorted((ROOT / "pretrain/configs").glob("*.yaml"))
+FINETUNE = sorted((ROOT / "finetune/configs").glob("*.yaml"))
+
+
+def head(path: Path) -> str:
+    """Return the comment at the top."""
+    lines = path.read_text().splitlines()
+    return "\n".join(line for line in lines[: next(i for i, x in enumerate(lines) if not x.startswith("#"))])
+
+
+@pytest.mark.parametrize("path", PRETRAIN + FINETUNE, ids=lambda p: p.stem)
+def test_config(path: Path, tmp_path: Path) -> None:
+    section = FinetuneRecipe if path in FINETUNE else Recipe
+    loaded = config.load(section, path)
+    again = tmp_path / "again.yaml"
+    again.write_text(config.dump(loaded))
+    assert config.load(section, again) == loaded
+    assert f"{path.parent.parent.name}/main.py --config {path.relative_to(ROOT)}" in head(path), "say the command"
+    assert loaded.run.name == path.stem, "a run is called as its config is"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PRETRAIN, ids=lambda p: p.stem)
+def test_two_steps(ranks, path: Path, tmp_path: Path) -> None:
+    folder = tiny.corpus(tmp_path)
+    words = (
+        f"data.shards={folder}/shapes-{{00000..00001}}.tar", "data.reader={caption: {}}", "data.workers=0",
+        f"model.tokenizer={folder}/tokenizer", f"run.dir={tmp_path}", "train.epochs=null", "train.steps=2",
+        "train.batch_size=4", "optim.warmup=1", "evals={}", "monitor.tensorboard=false",
+    )  # fmt: skip
+    ranks.run(1, pretrain, path, *words, timeout=300)
+    assert set(losses(tmp_path / path.stem)) >= {1, 2}
