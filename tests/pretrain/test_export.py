@@ -46,20 +46,19 @@ def conv():
 
 
 @pytest.fixture(scope="module")
-def resnet():
-    """A tower with arguments of its own, as the demo has."""
-    args = {"norm_layer": "groupnorm", "channels": [32, 32, 64, 64], "layers": [1, 1, 1, 1]}
+def wide():
+    """A tower with arguments of its own."""
     section = tiny.conv_section()
-    section.vision.name, section.vision.args = "resnet18", args
+    section.vision.name, section.vision.args = "test_efficientnet_gn", {"channel_multiplier": 1.5}
     return tiny.pretrained_model(section)
 
 
 @pytest.fixture(scope="module")
-def folders(vit, conv, resnet, tmp_path_factory):
+def folders(vit, conv, wide, tmp_path_factory):
     """Each export once: (tower, format) -> folder."""
     root = tmp_path_factory.mktemp("exports")
     made = {("vit", "hf"): vit, ("vit", "open_clip"): vit, ("conv", "open_clip"): conv, ("conv", "diptych"): conv}
-    made["resnet", "open_clip"] = resnet
+    made["wide", "open_clip"] = wide
     for (tower, name), model in made.items():
         found = export.export(model, root / f"{tower}_{name}", format=name)
         assert max(found["image_features"], found["text_features"]) <= 1e-5
@@ -110,12 +109,12 @@ def test_transformers_folder(folders, vit):
     assert (theirs.config.text_config.eos_token_id, theirs.logit_scale.ndim) == (vit.tokenizer.end, 0)
 
 
-def test_a_moved_open_clip_folder_still_loads_here(folders, resnet, tmp_path):
-    moved = shutil.copytree(folders["resnet", "open_clip"], tmp_path / "moved")
-    assert pretrained.load(moved).weights_hash == resnet.weights_hash
+def test_a_moved_open_clip_folder_still_loads_here(folders, wide, tmp_path):
+    moved = shutil.copytree(folders["wide", "open_clip"], tmp_path / "moved")
+    assert pretrained.load(moved).weights_hash == wide.weights_hash
 
 
-@pytest.mark.parametrize("tower", ["vit", "conv", "resnet"])
+@pytest.mark.parametrize("tower", ["vit", "conv", "wide"])
 @torch.no_grad()
 def test_open_clip_folder(folders, tower, request):
     model = request.getfixturevalue(tower)
