@@ -53,6 +53,7 @@ def guarded(action: Callable[[], int]) -> int:
 
 
 def _fail(error: Exception, *, code: int) -> int:
-    if os.environ.get("RANK", "0") != "0":  # the process group may not exist yet
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"  # the process group may not exist yet
+    if rank != "0":
         time.sleep(3)  # ranks mostly fail alike: rank 0 has spoken by then, and its launcher has ended this one
     config.exit_with(error, code=code)
