@@ -1,8 +1,7 @@
 """What a fine-tuning method is, and Finetune: the one module that DeepSpeed wraps.
 
-A method says four things: which kinds of task it `serves`, which parameters it `trains` (all else is frozen and never
-saved), how it may `rewrite` an Example, and how it answers (`classify`). What it cannot do is refused from its class
-attributes, before any weight is built.
+A method says three things: which kinds of task it `serves`, which parameters it `trains` (all else is frozen and never
+saved), and how it answers (`classify`). What it cannot do is refused from its class attributes, before weights are built.
 Shapes: B = rows, N = images, K = classes, E = joint embedding width.
 """
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pretrain import registry
-from pretrain.batch import Batch, Example
+from pretrain.batch import Batch
 from pretrain.config import ConfigError, Section
 from pretrain.models import vlm
 from pretrain.pretrained import Pretrained
@@ -55,10 +54,6 @@ class Method(nn.Module):
     def epochs(cls, shots: int | None) -> int | None:
         """Return the published length of a run on `shots` samples a class, for configs that name none."""
         return None
-
-    def rewrite(self, example: Example) -> Example:
-        """Return the Example as this method wants it."""
-        return example
 
     def classes(self) -> Tensor | None:
         """Return what does not depend on the pictures, [K, E]: computed once a step, and once an evaluation."""

@@ -4,6 +4,7 @@ All ranks run an eval together and call the model equally often, as ZeRO-3 requi
 Shapes: N = images or texts, E = joint embedding width.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from pretrain.data import loader
 from pretrain.data.compose import Composer
 from pretrain.data.transforms import Transform
 from pretrain.metrics.interval import Score
+
+log = logging.getLogger("diptych")
 
 
 class Config(Section):
@@ -72,7 +75,17 @@ class Eval:
         raise NotImplementedError
 
     def batches(self, features: Features) -> Iterator[Batch]:
-        """Yield this rank's part of the data; all ranks get equally many batches."""
+        """Yield this rank's part of the data, equally many batches on all ranks; unusable samples are told."""
+        bad: list[dict[str, str]] = []
+        for batch in self._scan(features):
+            bad += batch.bad
+            yield batch
+        if bad:
+            log.warning(
+                "%d samples of %s are unusable and not scored, the first: %s", len(bad), self.config.data, bad[0]
+            )
+
+    def _scan(self, features: Features) -> Iterator[Batch]:
         return loader.scan(
             self.config.data,
             reader={"caption": {}},

@@ -13,9 +13,12 @@ import pytest
 from safetensors.torch import load_file
 
 from pretrain import evaluate
+from pretrain.data import synthetic
+from pretrain.data.format import ShardWriter
 from pretrain.main import main
 from tests import tiny
 from tests.end_to_end.jobs import losses, pretrain
+from tests.ranks import RankError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -212,3 +215,40 @@ def test_evaluate_gives_the_number_of_the_run(ranks, config: Path, tmp_path: Pat
     for world in (1, 2):
         found = ranks.run(world, evaluate.evaluate, str(run), evaluate.read_evals(str(run), None, []))[0]
         assert {line["name"]: line["value"] for line in lines} == {name: s.value for name, s in found.items()}
+
+
+def spoiled(folder: Path, bad: int) -> str:
+    """Write a shard whose first `bad` of 40 pictures are cut off, and return it."""
+    path = folder / f"spoiled-{bad}.tar"
+    with ShardWriter(path) as writer:
+        for index in range(40):
+            members = dict(synthetic.sample(index, size=32, seed=9))
+            if index < bad:
+                members["png"] = members["png"][:60]
+            writer.add(f"{index:08d}", members)
+    return str(path)
+
+
+def test_bad_samples_are_replaced_counted_and_listed(ranks, config: Path) -> None:
+    shard = spoiled(config.parent, 2)
+    words = (f"data.shards={shard}", "data.max_bad_fraction=0.1", "train.steps=10", "evals={}")  # four epochs
+    for world in (1, 2):
+        ranks.run(world, pretrain, config, f"run.name=spoiled{world}", *words)
+    runs = [config.parent / "runs" / f"spoiled{world}" for world in (1, 2)]
+    lines = [sorted((run / "quarantine.jsonl").read_text().splitlines()) for run in runs]
+    assert lines[0] == lines[1]
+    found = [json.loads(line) for line in lines[0]]
+    assert {(row["key"], Path(row["shard"]).name) for row in found} == {
+        ("00000000", "spoiled-2.tar"), ("00000001", "spoiled-2.tar")
+    }  # fmt: skip
+    assert len(found) == 8 and all(row["reason"] for row in found)
+    close(losses(runs[0]), losses(runs[1]), 1e-4)
+
+
+def test_too_many_bad_samples_stop_all_ranks(ranks, config: Path) -> None:
+    words = (f"data.shards={spoiled(config.parent, 20)}", "train.steps=20", "evals={}", "run.name=rotten")
+    with pytest.raises(RankError, match=r"rank 0 of 2 failed[\s\S]*rank 1 of 2 failed") as error:
+        ranks.run(2, pretrain, config, *words)
+    assert str(error.value).count("samples are unusable, over data.max_bad_fraction=0.01") == 2
+    with pytest.raises(RankError, match="no usable sample"):
+        ranks.run(1, pretrain, config, f"data.shards={spoiled(config.parent, 40)}", "run.name=rotten2", "evals={}")

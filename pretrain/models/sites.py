@@ -1,0 +1,89 @@
+"""Where methods attach inside a model: the linears and the sub-layer outputs of every transformer layer, by role.
+
+Adapters, LoRA and prefixes replace modules at these places before ZeRO sees them and edit no tower. The roles are the
+same for every kind of tower, whatever its modules are called:
+
+    qkv (one linear for all three) or q, k, v;   out, up, down;   and per layer the modules whose outputs are added
+    to the residual stream: attention, mlp
+
+Convolutional towers have no such layers and offer no sites.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from torch import nn
+
+from pretrain.config import ConfigError
+
+#: tower kind -> (pattern of a layer's name, role -> path inside the layer)
+LAYERS: dict[str, tuple[str, dict[str, str]]] = {
+    "native": (
+        r"text\.blocks\.(\d+)",
+        {"qkv": "attention.qkv", "out": "attention.out", "up": "mlp.up", "down": "mlp.down",
+         "attention": "attention", "mlp": "mlp"},
+    ),
+    "timm": (
+        r"vision\.trunk\.blocks\.(\d+)",
+        {"qkv": "attn.qkv", "out": "attn.proj", "up": "mlp.fc1", "down": "mlp.fc2", "attention": "attn", "mlp": "mlp"},
+    ),
+    "bert": (
+        r"text\.encoder\.encoder\.layer\.(\d+)",
+        {"q": "attention.self.query", "k": "attention.self.key", "v": "attention.self.value",
+         "out": "attention.output.dense", "up": "intermediate.dense", "down": "output.dense",
+         "attention": "attention.output.dense", "mlp": "output.dense"},
+    ),
+}  # fmt: skip
+
+
+class Site(NamedTuple):
+    """One place where a module may be replaced."""
+
+    name: str  #: of the module in the model, as `named_modules` says it
+    role: str  #: qkv, q, k, v, out, up, down, attention or mlp
+    layer: int  #: counted from the input of its tower
+    tower: str  #: "vision" or "text"
+    width: int  #: features that come out of the module
+
+
+def sites(model: nn.Module, *, tower: str = "", roles: tuple[str, ...] = ()) -> list[Site]:
+    """Return the sites of a model, in order, of one tower and of some roles where these are given.
+
+    Raises:
+        ConfigError: none fits, as in a convolutional tower; the message says so.
+    """
+    found = [s for s in _all(model) if tower in ("", s.tower) and (not roles or s.role in roles)]
+    if not found:
+        raise ConfigError(
+            f"the {tower or 'model'}'s layers offer no {' or '.join(roles) or 'sites'}; "
+            "adapters and LoRA need a transformer tower (a timm ViT, the native text tower, a BERT)"
+        )
+    return found
+
+
+def _all(model: nn.Module) -> Iterator[Site]:
+    for name, module in model.named_modules():
+        for pattern, paths in LAYERS.values():
+            match = re.fullmatch(pattern, name)
+            if not match:
+                continue
+            inside = dict(module.named_modules())
+            for role, path in paths.items():
+                if path in inside:
+                    width = _width(inside[path])
+                    yield Site(f"{name}.{path}", role, int(match[1]), name.partition(".")[0], width)
+
+
+def _width(module: nn.Module) -> int:
+    """Return the width of a module's output: of its last linear."""
+    last = [m for m in module.modules() if isinstance(m, nn.Linear)][-1]
+    return last.out_features
+
+
+def replace(model: nn.Module, site: Site, wrap: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    """Put `wrap(module)` in the place of a site's module and return it."""
+    parent, _, child = site.name.rpartition(".")
+    new = wrap(model.get_submodule(site.name))
+    setattr(model.get_submodule(parent), child, new)
+    return new
