@@ -1,7 +1,7 @@
 """What a fine-tuning method is, and Finetune: the one module that DeepSpeed wraps.
 
 A method says three things: which kinds of task it `serves`, which parameters it `trains` (all else is frozen and never
-saved), and how it answers (`classify`). What it cannot do is refused from its class attributes, before weights are built.
+saved), and how it answers (`classify`). What it cannot do is refused from its class attributes, before weights exist.
 Shapes: B = rows, N = images, K = classes, E = joint embedding width.
 """
 
