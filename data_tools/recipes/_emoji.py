@@ -16,6 +16,8 @@ from data_tools._npm import Package
 from pretrain.data.format import ShardError
 
 NAMES = Package("emojibase-data", "17.0.0")
+#: quotes as CLIP's cleaning writes them; transformers' processor does not clean, so captions must be clean already
+STRAIGHT = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"'})
 UNSEEN = 0.1  # this share of the concepts is held out of every training style
 
 
@@ -74,8 +76,9 @@ def read_concepts(path: Path) -> list[Concept]:
     concepts = []
     for row in data:
         subgroup, key = subgroups.get(row.get("subgroup"), ("", ""))
-        tags = tuple(row.get("tags", ()))
-        concepts.append(Concept(row["hexcode"], row["label"], tags, groups.get(row.get("group"), ""), subgroup, key))
+        tags = tuple(tag.translate(STRAIGHT) for tag in row.get("tags", ()))
+        label = row["label"].translate(STRAIGHT)
+        concepts.append(Concept(row["hexcode"], label, tags, groups.get(row.get("group"), ""), subgroup, key))
     return concepts
 
 
