@@ -226,7 +226,11 @@ def test_mistakes_in_the_config(shards, tokenizer):
         build(Config, {"shards": "x.tar", "lane": 3})
 
 
-def test_workers_outlive_the_notice_to_the_group(shards, tokenizer, expected):
+def outlive_the_notice(shards: str) -> None:
+    """Signal both workers as a scheduler does; they go on. Then end them as their rank does."""
+    tokenizer = train(["a cat"], 520)
+    plain = make(shards, tokenizer, workers=0).iterate(0)
+    expected = [next(plain) for _ in range(3)]
     loader = make(shards, tokenizer, workers=2)
     batches = loader.iterate(0)
     next(batches), next(batches)  # one of each worker: both are up
@@ -240,6 +244,16 @@ def test_workers_outlive_the_notice_to_the_group(shards, tokenizer, expected):
         worker.terminate()
         worker.join(10)
         assert worker.exitcode == 0
+
+
+def test_workers_outlive_the_notice_to_the_group(shards):
+    """In a process of its own, as a rank is: here, threads that other tests have left take the signal instead."""
+    code = EXIT.partition("loader =")[0].format(folder=str(Path(__file__).parent)) + f"t.outlive_the_notice({shards!r})"
+    root = Path(__file__).resolve().parents[3]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, timeout=60, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 EXIT = """
