@@ -1,7 +1,6 @@
 """Rank, world, collectives with gradient, agreement and seeds. Works with one process and no process group."""
 
 import hashlib
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -86,11 +85,7 @@ def broadcast_object(value: Any) -> Any:
 
 def mean(value: Tensor) -> Tensor:
     """Return the mean of a tensor over ranks (not in place, no gradient)."""
-    out = value.detach().clone()
-    if world() > 1:
-        torch_dist.all_reduce(out)
-        out /= world()
-    return out
+    return total(value) / world()
 
 
 def total(value: Tensor) -> Tensor:
@@ -125,8 +120,3 @@ def hash64(*parts: Any) -> int:
 def seed_step(*parts: Any) -> None:
     """Seed torch's generators for a step, so that what a step draws does not depend on how it was reached."""
     torch.manual_seed(hash64(*parts))
-
-
-def shard_rows(rows: Iterable[Any]) -> list[Any]:
-    """Return this rank's strided part of a sequence."""
-    return list(rows)[rank() :: world()]
