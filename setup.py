@@ -28,6 +28,7 @@ EXTRAS = {
     ],
     "dev": [
         "pytest>=8.0",  # the test suite
+        "efficientnet_lite_pytorch>=0.1.0",  # the library whose weights model.vision.weights may name, for parity
         "ruff>=0.6",  # lint and format
         "import-linter>=2.1",  # who may import whom
         "mypy>=1.11",  # types of the foundation
