@@ -48,5 +48,5 @@ def test_a_weight_without_a_place_is_an_error(network: torch.nn.Module, change: 
     else:
         state["_blocks.3._extra.weight"] = torch.zeros(1)
     trunk = vision.VisionTower(vision.Config(name="tf_efficientnet_lite0", image_size=64), 8).trunk
-    with pytest.raises(ConfigError, match="running_var|_extra"):
+    with pytest.raises(ConfigError, match=r"running_var|_extra"):
         convert_efficientnet.to_timm(state, trunk.state_dict())
