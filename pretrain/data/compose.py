@@ -18,6 +18,7 @@ from pretrain.data.transforms import Floats
 from pretrain.dist import hash64
 
 IGNORE = -100
+CHARACTERS = 256  #: so many a token are read of a text; what is behind them would be cut off anyway, but cost time
 
 
 @dataclass(slots=True)
@@ -47,8 +48,9 @@ class Composer:
 
     def row(self, example: Example, images: list[Floats]) -> Row:
         """Return an example as a row; the prefix is given, the suffix and the end token are learned."""
-        prefix = self.tokenizer.ids(example.prefix) if example.prefix else []
-        ids = self.tokenizer.wrap([*prefix, *self.tokenizer.ids(example.suffix)], self.context_length)
+        most = CHARACTERS * self.context_length
+        prefix = self.tokenizer.ids(example.prefix[:most]) if example.prefix else []
+        ids = self.tokenizer.wrap([*prefix, *self.tokenizer.ids(example.suffix[:most])], self.context_length)
         given = len(prefix) + (self.tokenizer.start is not None)
         labels = [IGNORE if place < given else token for place, token in enumerate(ids)]
         same = example.group or " ".join(f"{example.prefix} {example.suffix}".split()).lower()
