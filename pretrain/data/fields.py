@@ -71,6 +71,8 @@ def text(found: Any, what: str) -> str:
         raise BadSample(f"{what} is empty")
     if len(words) > MAX_TEXT:
         raise BadSample(f"{what} has {len(words)} characters, over {MAX_TEXT}")
+    if "\0" in words:  # UTF-16, mostly, or bytes from somewhere else
+        raise BadSample(f"{what} holds NUL, which is no text")
     if not (words.isascii() or encodable(words)):
         raise BadSample(f"{what} holds half a surrogate pair, which is no text")
     return words

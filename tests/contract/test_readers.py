@@ -121,6 +121,7 @@ def outcome(reader: base.Reader, fields: dict[str, bytes], like: Record, *, draw
     record = Record(like.key, like.shard, fields, draw=like.draw if draw is None else draw)
     try:
         example = reader.read(record)
+        assert all(np.asarray(image).ndim == 3 for image in example.images)  # decoded at the latest here
     except BadSample as reason:
         assert str(reason) and len(str(reason)) < 1000
         return False

@@ -1,8 +1,9 @@
 """A picture, a sentence about it, and whether the one implies the other (visual entailment).
 
 Source: an image, a hypothesis, optionally the premise in words, and a label: SNLI-VE (Xie et al. 2019,
-arXiv:1901.06706), or any set of labels, such as the true and false of NLVR2. The prefix is the hypothesis, behind the
-premise where one is asked for; the suffix is the label in the words of `labels`, the target its place there.
+arXiv:1901.06706), or any set of labels, such as true and false about two pictures (`second`; NLVR2, Suhr et al. 2018,
+arXiv:1811.00491). The prefix is the hypothesis, behind the premise where one is asked for; the suffix is the label in
+the words of `labels`, the target its place there.
 """
 
 import re
@@ -23,6 +24,7 @@ class Config(Section):
     """Where the picture, the texts and the label lie in a sample, and what a label is called."""
 
     image: list[str] = Field(default_factory=lambda: list(IMAGES))  #: extensions, the first that is there
+    second: list[str] | None = None  #: extensions of a second picture, shown behind the first; none: there is one
     hypothesis: list[str] = Field(
         default_factory=lambda: ["json:hypothesis", "json:sentence2", "json:sentence", "hypothesis.txt", "txt"]
     )
@@ -61,7 +63,7 @@ class Reader(base.Reader):
         target = self._target(found, source)
         return Example(
             record.key,
-            [self.image(record, tuple(config.image))],
+            [self.image(record, tuple(config.image)), *self.pictures(record, config.second)],
             prefix=re.sub(r"\{premise\}|\{\}", lambda hole: holes[hole.group()], prompt),
             suffix=list(config.labels.values())[target],
             target=target,

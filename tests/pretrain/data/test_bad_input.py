@@ -148,6 +148,7 @@ REASONS: dict[str, tuple[dict[str, bytes], str]] = {
     "blank": ({**GOOD, "txt": b" \n\t"}, "is empty"),
     "latin": ({**GOOD, "txt": "café".encode("latin-1")}, "not UTF-8 (byte 0xe9 at 3)"),
     "utf16": ({**GOOD, "txt": "a cat".encode("utf-16")}, "not UTF-8"),
+    "wide": ({**GOOD, "txt": "a cat".encode("utf-16-le")}, "holds NUL"),
     "endless": ({**GOOD, "txt": b"word " * 250_000}, "over 1000000"),
     "half": ({"png": GOOD["png"], "json": b'{"caption": "\\ud83d"}'}, "half a surrogate pair"),
     "nan": ({**GOOD, "json": b'{"score": NaN}'}, "NaN is no JSON number"),

@@ -29,6 +29,7 @@ def test_first_in_order():
         (3, "x is a int, expected text"),
         (" \n", "x is empty"),
         ("a" * 1_000_001, "x has 1000001 characters, over 1000000"),
+        ("a\0 \0c", "holds NUL"),
         ("half \ud83d", "half a surrogate pair"),
         ([], "list without entries"),
     ],

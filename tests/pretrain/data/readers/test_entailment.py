@@ -5,6 +5,7 @@ import pytest
 from pretrain.config import ConfigError
 from pretrain.data.decode import BadSample
 from pretrain.data.readers import base
+from tests.soak.fuzz import encoded
 from tests.tiny import record
 
 
@@ -29,6 +30,16 @@ def test_premise_and_prompt():
     assert read({"premise": ["json:premise"], "prompt": prompt}).prefix == (
         'can image and text1 "an animal {}" imply text2 "a dog {premise} runs"?'
     )
+
+
+def test_two_pictures():
+    options = {"image": ["left.png"], "second": ["right.png"], "labels": {"true": "true", "false": "false"}}
+    pictures = {"left.png": encoded("RGB", "PNG", (3, 2)), "right.png": encoded("RGB", "PNG", (5, 4))}
+    tree = {"sentence": "two dogs", "label": True}
+    example = base.make({"entailment": options}).read(record(json=tree, **pictures))
+    assert [image.shape for image in example.images] == [(2, 3, 3), (4, 5, 3)] and example.suffix == "true"
+    with pytest.raises(BadSample, match="no image member"):
+        base.make({"entailment": options}).read(record(json=tree, **{"left.png": pictures["left.png"]}))
 
 
 @pytest.mark.parametrize("label", ["-", 3, -1, None, 1.0, ["neutral"]])

@@ -62,7 +62,7 @@ def red(image_CHW: np.ndarray) -> tuple[float, ...]:
 def test_boxes_in_the_pixels(shard, augment, resize_mode):
     """Both transforms, even where the model would crop: the batch's box is where the red is."""
     words = tokenizer.train([f"a {label}" for label in synthetic.CLASSES], 560)
-    transform = Transform(64, resize_mode=resize_mode, mean=(0, 0, 0), std=(1, 1, 1))
+    transform = Transform(64, resize_mode=resize_mode)
     composer = Composer(words, context_length=16)
     more = {"transform": transform, "composer": composer}
     if augment is None:
