@@ -2,13 +2,19 @@
 
 import base64
 import io
+import itertools
+import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pretrain.data.decode import BadSample
+from pretrain.data.format import ShardWriter
+from pretrain.data.loader import Config, Loader
 from pretrain.data.readers import base
+from pretrain.data.transforms import Transform
+from tests.soak.fuzz import composer
 from tests.tiny import record
 
 
@@ -96,3 +102,21 @@ def test_a_broken_picture_outside_the_run_is_not_decoded():
 def test_bad_documents(tree, words):
     with pytest.raises(BadSample, match=words):
         read(tree)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_rows_own_as_many_pictures_as_they_have_place_holders(tmp_path, workers):
+    path = tmp_path / "documents.tar"
+    with ShardWriter(path) as writer:
+        for count in range(6):  # the first document has no picture: it is listed, not lost
+            tree = {"text_list": ["a", "b"], "image_info": info(*[n % 3 for n in range(min(count, 5))])}
+            writer.add(f"{count}", {**MEMBERS, "json": json.dumps(tree).encode()})
+    config = Config(shards=str(path), workers=workers, lanes=2, reader={"interleaved": {"max_images": 3}})
+    more = {"transform": Transform(8), "composer": composer(), "rank": 0, "world": 1}
+    bad = []
+    for batch in itertools.islice(Loader(config, batch_size=4, seed=0, **more).iterate(), 6):
+        owners = batch.owner_N.tolist()
+        assert owners == sorted(owners) and batch.image_NCHW.shape == (len(owners), 3, 8, 8)
+        assert [owners.count(row) for row in range(4)] == [min(int(key), 3) for key in batch.keys]
+        bad += batch.bad
+    assert {line["key"] for line in bad} == {"0"} and len(bad) == 4
