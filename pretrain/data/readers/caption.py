@@ -22,6 +22,7 @@ class Config(Section):
     image: list[str] = Field(default_factory=lambda: list(IMAGES))  #: extensions, the first that is there
     text: list[str] = Field(default_factory=lambda: ["txt", "json:captions", "json:caption"])  #: likewise; json:KEY
     templates: list[fields.Template] = Field(default_factory=list)  #: sentences with a hole {}, one drawn a sample
+    keep_all: bool = False  #: put all captions of a sample in its meta, as "captions", for who needs more than one
     group: fields.Path | None = None  #: json:KEY whose equal values make captions equal; none: equal caption texts
 
 
@@ -33,11 +34,16 @@ class Reader(base.Reader):
     def read(self, record: Record) -> Example:
         meta = self.meta(record)
         found, source = fields.first(record, meta, self.config.text, "caption")
-        caption = fields.draw_text(found, f"caption in {source}", record.draw, "caption")
+        template = "{}"
         if self.config.templates:
             template = self.config.templates[hash64(record.draw, "template") % len(self.config.templates)]
-            caption = fields.fill(template, caption)
+        caption = fields.fill(template, fields.draw_text(found, f"caption in {source}", record.draw, "caption"))
         group = "" if self.config.group is None else _group(record, meta, self.config.group)
+        if self.config.keep_all:
+            texts = [
+                fields.text(one, f"caption in {source}") for one in (found if isinstance(found, list) else [found])
+            ]
+            meta = {**meta, "captions": [fields.fill(template, one) for one in dict.fromkeys(texts)]}
         image_HWC = self.image(record, tuple(self.config.image))
         return Example(
             record.key, [image_HWC], suffix=caption, group=group, meta=meta, draw=record.draw, shard=record.shard

@@ -29,6 +29,14 @@ def test_templates_and_group():
         reader.read(record(txt=b"x", json={}))
 
 
+def test_all_captions_are_kept():
+    reader = base.make({"caption": {"keep_all": True, "templates": ["an icon of {}"]}})
+    example = reader.read(record(json={"captions": ["a cat", "b ", "a cat"]}))
+    assert example.meta["captions"] == ["an icon of a cat", "an icon of b"]
+    assert example.suffix in example.meta["captions"]
+    assert reader.read(record(txt=b"one")).meta["captions"] == ["an icon of one"]
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
