@@ -58,11 +58,7 @@ class Steps:
     def __init__(
         self, store: Store, reader: Reader, transform: Transform, composer: Composer, *, augment: Augment | None
     ) -> None:
-        if reader.boxes and augment is not None and augment.moving():
-            raise ConfigError(
-                f"data.augment: {', '.join(augment.moving())} would move the pictures away from the boxes that this "
-                "data.reader gives; leave these keys out, colours may change"
-            )
+        check_still(reader, augment)
         self.store, self.reader, self.transform, self.composer = store, reader, transform, composer
         self.augment = augment
 
@@ -88,7 +84,7 @@ class Steps:
         return [_map(self.record), _map(self.example), _map(self.row)]
 
     def _row(self, example: Example) -> Row:
-        if self.reader.boxes:
+        if example.boxes_K4 is not None:
             rng = generator(example.draw)
             images = [self.transform.whole(image_HWC, self.augment, rng) for image_HWC in example.images]
         elif self.augment is None:
@@ -97,6 +93,19 @@ class Steps:
             rng = generator(example.draw)
             images = [self.transform.train(image_HWC, self.augment, rng) for image_HWC in example.images]
         return self.composer.row(example, images)
+
+
+def check_still(reader: Reader, augment: Augment | None) -> None:
+    """Refuse an augmentation that would move pictures away from the boxes of their reader.
+
+    Raises:
+        ConfigError: with the keys to leave out.
+    """
+    if reader.boxes and augment is not None and augment.moving():
+        raise ConfigError(
+            f"data.augment: {', '.join(augment.moving())} would move the pictures away from the boxes that this "
+            "data.reader gives; leave these keys out, colours may change"
+        )
 
 
 def _attempt(item: Travelling, function: Callable[[Any], Any]) -> Travelling:

@@ -40,9 +40,8 @@ class Reader(base.Reader):
         caption = fields.fill(template, fields.draw_text(found, f"caption in {source}", record.draw, "caption"))
         group = "" if self.config.group is None else _group(record, meta, self.config.group)
         if self.config.keep_all:
-            texts = [
-                fields.text(one, f"caption in {source}") for one in (found if isinstance(found, list) else [found])
-            ]
+            several = found if isinstance(found, list) else [found]
+            texts = [fields.text(one, f"caption in {source}") for one in several if str(one).strip()]
             meta = {**meta, "captions": [fields.fill(template, one) for one in dict.fromkeys(texts)]}
         image_HWC = self.image(record, tuple(self.config.image))
         return Example(

@@ -31,7 +31,7 @@ def test_templates_and_group():
 
 def test_all_captions_are_kept():
     reader = base.make({"caption": {"keep_all": True, "templates": ["an icon of {}"]}})
-    example = reader.read(record(json={"captions": ["a cat", "b ", "a cat"]}))
+    example = reader.read(record(json={"captions": ["a cat", "b ", "a cat", "b"]}))
     assert example.meta["captions"] == ["an icon of a cat", "an icon of b"]
     assert example.suffix in example.meta["captions"]
     assert reader.read(record(txt=b"one")).meta["captions"] == ["an icon of one"]
