@@ -39,6 +39,7 @@ from pretrain.data.loader import Config, Loader, scan
 from pretrain.data.transforms import Transform
 
 SECONDS, MEMORY = 20, 2 << 30
+MEMORY_DISK = "/dev/shm" if os.path.isdir("/dev/shm") else None  # fsync costs nothing there
 READERS = ("caption", "caption", "vqa", "grounding", "entailment", "interleaved", "translate", "infill", "text")
 Damage = Callable[[random.Random, Path], None]
 
@@ -399,8 +400,7 @@ def main() -> int:
     counts: Counter[tuple[str, str]] = Counter()
     failures: list[str] = []
     begin = shown = time.monotonic()
-    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # where fsync costs nothing
-    with tempfile.TemporaryDirectory(dir=memory) as folder:
+    with tempfile.TemporaryDirectory(dir=MEMORY_DISK) as folder:
         for seed in itertools.count(args.seed):
             now = time.monotonic()
             if now - begin > 60 * args.minutes or (args.trials and seed - args.seed >= args.trials):

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -407,13 +408,17 @@ def test_the_command_says_it_in_one_sentence_with_its_exit_code(tmp_path):
 # -- fuzzing: see tests/soak/fuzz.py for the rules -------------------------------------------------------------------
 
 
+def trials(first: int, count: int) -> None:
+    with tempfile.TemporaryDirectory(dir=fuzz.MEMORY_DISK) as folder:
+        for seed in range(first, first + count):
+            fuzz.guarded(seed, Path(folder))
+
+
 @pytest.mark.parametrize("part", range(4))
-def test_fuzz(part, tmp_path):
-    for seed in range(60 * part, 60 * (part + 1)):
-        fuzz.guarded(seed, tmp_path)
+def test_fuzz(part):
+    trials(60 * part, 60)
 
 
 @pytest.mark.slow
-def test_fuzz_long(tmp_path):
-    for seed in range(10_000, 13_000):
-        fuzz.guarded(seed, tmp_path)
+def test_fuzz_long():
+    trials(10_000, 3000)
