@@ -51,6 +51,7 @@ class Batch:
     labels_BT: Tensor | None = None  #: int64, -100 where a token does not count
     target_B: Tensor | None = None  #: int64 class index
     caption_B: Tensor | None = None  #: int64 hash of what makes two captions equal
+    source_B: Tensor | None = None  #: int64, the row's place in data.blend; None without a blend
     draw_B: Tensor | None = None  #: int64, the sample's hash, for draws on the device
     meta: list[dict[str, Any]] = field(default_factory=list)  #: each row's json member, for evals
     shards: list[str] = field(default_factory=list)  #: each row's shard: (shard, key) names a sample
