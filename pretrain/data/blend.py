@@ -6,7 +6,8 @@
    without counting: whole blocks times the counts, and a part of one block.
 3. A source's samples come in the order of its own endless sequence of epochs: a small one starts over while a large one
    is still in its first, and each sees every sample exactly once in each of its epochs.
-4. The rows of a batch are sorted by (source, lane); rank r of W takes the r-th of W equal slices.
+4. The rows of a batch are sorted by (source, lane); rank r of W takes the r-th of W equal slices. So a rank may see
+   one source only: which modules a step runs must not depend on it.
 
 Example: weights 2 and 1 in blocks of 6 are 4 and 2. Block 0 may be 0 1 0 0 1 0. Place 8 is in block 1, behind
 6 whole places: source 0 has been asked for 4 samples plus those in the first two places of block 1.

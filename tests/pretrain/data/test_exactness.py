@@ -156,3 +156,12 @@ def test_resume_takes_no_longer_far_away(blend, tokenizer, position):
     batch = first(fresh)[0]
     assert time.process_time() - begin < 1.0
     assert len(batch.keys) == 12
+
+
+def test_workers_hand_over_shared_memory_and_stay(blend, tokenizer):
+    loader = make([], tokenizer, blend=blend, workers=2)
+    batch = take(loader, 1)[0]
+    assert all(tensor.is_shared() for tensor in batch.tensors().values())  # not a copy through a pipe
+    workers = [worker.pid for worker in loader._batches._iterator._workers]
+    take(loader, 3, start=40)
+    assert [worker.pid for worker in loader._batches._iterator._workers] == workers
