@@ -1,7 +1,7 @@
 """Several data sets in one run: which one each sample (or batch) comes from, as a pure function of its position.
 
 1. A weight is a share of samples (of batches, where a whole batch comes from one source), whatever weights add up to.
-2. The endless sequence is cut into blocks of `block` places. Each block holds the same count of each source, its share
+2. The endless sequence is cut into blocks of M places. Each block holds the same count of each source, its share
    of the block by largest remainders, in an order permuted by (seed, block). So what came before a place is known
    without counting: whole blocks times the counts, and a part of one block.
 3. A source's samples come in the order of its own endless sequence of epochs: a small one starts over while a large one
@@ -27,30 +27,19 @@ from pretrain.data.order import Ints, Order, Place, check_divisible, permutation
 
 Unit = Literal["sample", "batch"]
 BLOCK: dict[Unit, int] = {"sample": 10_000, "batch": 100}  # a share is rounded to a ten-thousandth, or a hundredth
+FEWEST_LANES = 4  # a rare source is mixed out of a few places, too
 
 
 class Blend:
-    """The order of several sources drawn by weight; `unit` says whether samples or whole batches are drawn.
+    """The order of several sources: `counts` samples (or whole batches, as `unit` says) of each in every block."""
 
-    Raises:
-        ConfigError: a weight so small that its source would never come.
-    """
-
-    def __init__(
-        self,
-        orders: Sequence[Order],
-        weights: Sequence[float],
-        *,
-        seed: int,
-        unit: Unit = "sample",
-        block: int | None = None,
-    ) -> None:
+    def __init__(self, orders: Sequence[Order], counts: Sequence[int], *, seed: int, unit: Unit = "sample") -> None:
         self.orders = list(orders)
         self.unit = unit
         self.seed = seed
         self.batch_size = self.orders[0].batch_size
-        self.block = block or BLOCK[unit]
-        self.counts_K = np.array(shares(weights, self.block), dtype=np.int64)
+        self.counts_K = np.array(counts, dtype=np.int64)
+        self.block = sum(counts)
         self.samples = sum(order.samples for order in self.orders)
         self._blocks: OrderedDict[int, Ints] = OrderedDict()
 
@@ -100,6 +89,11 @@ class Blend:
             if len(self._blocks) > 2:  # where a batch begins and where it ends
                 self._blocks.popitem(last=False)
         return self._blocks[block]
+
+
+def lanes_of(count: int, *, block: int, lanes: int) -> int:
+    """Return how many of the `lanes` a source of that share gets, so that all together shuffle no more shards."""
+    return max(min(lanes, FEWEST_LANES), lanes * count // block)
 
 
 def shares(weights: Sequence[float], total: int) -> list[int]:

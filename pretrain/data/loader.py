@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from pretrain.batch import Batch
 from pretrain.config import Section
 from pretrain.data import sources
-from pretrain.data.blend import Blend, Unit
+from pretrain.data.blend import BLOCK, Blend, Unit, lanes_of, shares
 from pretrain.data.compose import Composer, Row
 from pretrain.data.decode import MAX_PIXELS
 from pretrain.data.excluded import Excluded, Sample
@@ -42,7 +42,7 @@ class Config(Section):
     shards: str | list[str] = []  # noqa: RUF012  #: paths with braces, e.g. icons/train-{00000..00011}.tar
     blend: list[sources.Config] = []  # noqa: RUF012  #: instead of shards: several data sets, drawn by weight
     blend_by: Unit = "sample"  #: batch: each global batch comes from one source
-    lanes: int = Field(default=64, ge=1)  #: streams that a batch is drawn from side by side
+    lanes: int = Field(default=64, ge=1)  #: streams that a batch is drawn from side by side; sources share them
     window: int = Field(default=4, ge=1)  #: shards of a lane that are shuffled together
     workers: int = Field(default=2, ge=0)  #: processes per rank; 0: in the training process itself
     order: Literal["exact"] = "exact"
@@ -220,18 +220,20 @@ class Loader:
 def _open(config: Config, *, batch_size: int, seed: int) -> tuple[list[Source], Order | Blend]:
     """Return the data sets that a config names and the order in which their samples come."""
 
-    def order(number: int, source: Source) -> Order:
-        store = source.store
-        sizes, how = store.catalog.sizes, {"lanes": config.lanes, "window": config.window}
-        return Order(sizes, batch_size=batch_size, seed=store.seed, source=number, **how)
+    def order(number: int, source: Source, lanes: int) -> Order:
+        sizes, own = source.store.catalog.sizes, source.store.seed
+        return Order(sizes, batch_size=batch_size, lanes=lanes, seed=own, window=config.window, source=number)
 
     if not config.blend:
         single = sources.one(config.shards, config.reader, seed=seed, max_pixels=config.max_pixels)
-        return [single], order(0, single)
+        return [single], order(0, single, config.lanes)
     opened = sources.several(config.blend, config.reader, seed=seed, max_pixels=config.max_pixels)
-    orders = [order(number, source) for number, source in enumerate(opened)]
-    weights = [given.weight or found.samples for given, found in zip(config.blend, orders)]
-    return opened, Blend(orders, weights, seed=seed, unit=config.blend_by)
+    block = BLOCK[config.blend_by]
+    weights = [given.weight or sum(found.store.catalog.sizes) for given, found in zip(config.blend, opened)]
+    counts = shares(weights, block)
+    lanes = [lanes_of(count, block=block, lanes=config.lanes) for count in counts]
+    orders = [order(number, source, lanes[number]) for number, source in enumerate(opened)]
+    return opened, Blend(orders, counts, seed=seed, unit=config.blend_by)
 
 
 def scan(

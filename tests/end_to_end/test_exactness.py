@@ -36,7 +36,13 @@ def shards(folder: Path, counts: list[int], bad: int = -1) -> str:
 
 def test_three_shards_on_two_ranks_with_two_workers(ranks, config, tmp_path):
     counts = [13, 22, 17]
-    words = (f"data.shards={shards(tmp_path / 'three', counts)}", "data.workers=2", "train.epochs=3", "evals={}")
+    words = (
+        f"data.shards={shards(tmp_path / 'three', counts)}",
+        "data.workers=2",
+        "train.epochs=3",
+        "train.steps=null",
+        "evals={}",
+    )
     told = ranks.run(2, pretrain_and_tell, config, "run.name=three", *words)
     assert [len(steps) for steps in told] == [10, 10]  # 156 of 160 rows
     drawn = Counter(draw for steps in told for batch in steps for _, draw in batch)
@@ -51,7 +57,14 @@ def test_one_bad_sample_in_a_thousand(ranks, config, tmp_path):
     told = []
     for name, bad in (("clean", -1), ("spoiled", 613)):
         where = shards(tmp_path / name, [400, 350, 250], bad)
-        words = (f"data.shards={where}", "data.workers=2", "train.epochs=1", "train.batch_size=100", "evals={}")
+        words = (
+            f"data.shards={where}",
+            "data.workers=2",
+            "train.epochs=1",
+            "train.steps=null",
+            "train.batch_size=100",
+            "evals={}",
+        )
         slices = ranks.run(2, pretrain_and_tell, config, f"run.name={name}", *words)
         told.append([row for parts in zip(*slices) for part in parts for row in part])
     clean, spoiled = told

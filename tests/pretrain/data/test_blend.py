@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pretrain.config import ConfigError
-from pretrain.data.blend import Blend, shares
+from pretrain.data.blend import BLOCK, Blend, lanes_of, shares
 from pretrain.data.order import Order, Place
 
 
@@ -18,7 +18,9 @@ def blend(sizes: list[list[int]], weights: list[float], *, batch_size: int = 12,
         Order(s, batch_size=batch_size, lanes=lanes, window=window, seed=seed + 100 * n, source=n)
         for n, s in enumerate(sizes)
     ]
-    return Blend(orders, weights, seed=seed, **options)
+    unit = options.get("unit", "sample")
+    counts = shares(weights, options.pop("block", BLOCK[unit]))
+    return Blend(orders, counts, seed=seed, unit=unit)
 
 
 def some(rng: random.Random, unit: str) -> Blend:
@@ -94,7 +96,7 @@ def test_ranks_share_the_same_global_batch(unit, world):
 def test_one_source_is_the_plain_order():
     order = Order([7, 5, 9], batch_size=8, lanes=4, seed=1)
     for unit in ("sample", "batch"):
-        made = Blend([order], [3.0], seed=5, unit=unit)
+        made = Blend([order], [30], seed=5, unit=unit)
         assert all(made.rows(b) == order.rows(b) for b in (0, 1, 2, 3, 999))
 
 
@@ -118,6 +120,13 @@ def test_shares_by_largest_remainder():
     assert shares([10**9, 3 * 10**9], 100) == [25, 75]
     with pytest.raises(ConfigError, match=r"source 2 of 2 has a share of 0.001, less than one in 100; raise"):
         shares([0.999, 0.001], 100)
+
+
+def test_sources_share_the_lanes():
+    counts = shares([90, 9, 1], 10_000)
+    assert [lanes_of(count, block=10_000, lanes=64) for count in counts] == [57, 5, 4]
+    assert [lanes_of(count, block=10_000, lanes=2) for count in counts] == [2, 2, 2]
+    assert lanes_of(100, block=100, lanes=64) == 64
 
 
 def test_golden_blend():
@@ -152,9 +161,9 @@ GOLDEN_BEFORE = [82276, 41180]
 @pytest.mark.parametrize("unit", ["sample", "batch"])
 def test_resume_far_away_is_cheap(unit):
     """A thousand million samples in 100,000 shards of ten thousand: the first batch after a resume, anywhere."""
-    sizes = [[10_000] * 60_000, [10_000] * 40_000]
+    sizes = [[10_000] * 30_000, [10_000] * 10_000, [10_000] * 40_000, [10_000] * 20_000]
     for position in (10**9 - 5, 10**9 + 123_456_789, 10**12):
-        made = blend(sizes, [3, 2], batch_size=4096, lanes=64, window=4, unit=unit)
+        made = blend(sizes, [3, 2, 1, 2], batch_size=4096, lanes=16, window=4, unit=unit)
         begin = time.process_time()
         rows = made.rows(position // 4096)
         assert time.process_time() - begin < 1.0
