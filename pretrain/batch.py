@@ -53,6 +53,7 @@ class Batch:
     labels_BT: Tensor | None = None  #: int64, -100 where a token does not count
     target_B: Tensor | None = None  #: int64 class index
     caption_B: Tensor | None = None  #: int64 hash of what makes two captions equal
+    source_B: Tensor | None = None  #: int64, the row's place in data.blend; None without a blend
     draw_B: Tensor | None = None  #: int64, the sample's hash, for draws on the device
     boxes_K4: Tensor | None = None  #: float32, x0 y0 x1 y1 in [0, 1] of the row's first image, which is shown whole
     box_owner_K: Tensor | None = None  #: int64, the row that box k belongs to
