@@ -42,7 +42,10 @@ class Config(Section):
     lanes: int = Field(default=64, ge=1)  #: streams that a batch is drawn from side by side
     window: int = Field(default=4, ge=1)  #: shards of a lane that are shuffled together
     workers: int = Field(default=2, ge=0)  #: processes per rank; 0: in the training process itself
-    order: Literal["exact"] = "exact"
+    order: Literal["exact", "stream"] = "exact"  #: stream: shards that cannot be indexed, see pretrain/data/stream.py
+    buffer: int = Field(default=10_000, ge=1)  #: stream: raw samples that a rank shuffles together, held in memory
+    samples: int | None = Field(default=None, ge=1)  #: stream: samples of an epoch, which nobody has counted there
+    allow_pipe: bool = False  #: shards may be `pipe:COMMAND`, run by a shell
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)  #: more unusable samples than this stop the run
     max_pixels: int = Field(default=MAX_PIXELS, ge=1)  #: larger images are unusable; read from the header
     reader: dict[str, dict[str, Any]] = {"caption": {}}  # noqa: RUF012 (pydantic copies it)
@@ -152,6 +155,13 @@ class Loader:
         self._from.start = start_batch
         return _plainly(self._batches)
 
+    def state(self, done: int) -> dict[str, Any]:
+        """Return what a checkpoint after `done` batches keeps: the order is a function, so their number is enough."""
+        return {"batch": done}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take what `state` gave; `iterate` is told the number of the batch."""
+
     def keys(self, batch: int) -> list[str]:
         """Return the keys of a global batch, all ranks' slices end to end (bad samples not yet replaced)."""
         return [self._store.key(place) for place in self.order.rows(batch)]
@@ -198,7 +208,7 @@ def scan(
     return _plainly(_batches(batches, workers, sampler=range(len(batches))))
 
 
-def _plainly(batches: DataLoader[Batch]) -> Iterator[Batch]:
+def _plainly(batches: DataLoader[Any]) -> Iterator[Any]:
     """Yield batches; give a worker's ShardError as the one sentence it was, without the worker's traceback."""
     try:
         yield from batches
