@@ -25,6 +25,7 @@ INSTALL = [
 EXTRAS = {
     "tools": [
         "resvg_py>=0.1.5",  # renders the icon recipe's SVG without system libraries
+        "pyarrow>=15",  # parquet: what encode writes, and what filters and tables are read from
         "scikit-learn>=1.4",  # L-BFGS logistic regression of the linear probe
         "open_clip_torch>=2.32",  # CLIP's own BPE table; verifies the open_clip export
     ],

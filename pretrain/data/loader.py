@@ -65,8 +65,8 @@ class _Batches(Dataset[Batch]):
 class _Pass(Dataset[Batch]):
     """Batch number -> one rank's rows of a pass over every sample in the order of the shards."""
 
-    def __init__(self, steps: Steps, sizes: list[int], *, batch_size: int, rank: int, world: int) -> None:
-        self.steps, self.batch_size, self.rank, self.world = steps, batch_size, rank, world
+    def __init__(self, steps: Steps, sizes: list[int], *, batch_size: int, rank: int, world: int, filled: bool) -> None:
+        self.steps, self.batch_size, self.rank, self.world, self.filled = steps, batch_size, rank, world, filled
         self.starts = [0, *itertools.accumulate(sizes)]
         self.samples = self.starts[-1]
 
@@ -78,7 +78,8 @@ class _Pass(Dataset[Batch]):
         left = min(self.samples - begin, self.batch_size * self.world)
         rows = -(-left // self.world)  # the last batch may be smaller, but is equally small on all ranks
         mine = range(begin + self.rank * rows, min(begin + (self.rank + 1) * rows, begin + left))
-        return evaluation_batch([self._place(n) for n in mine], rows, self.steps, lambda: self._spare(begin))
+        places = [self._place(n) for n in mine]
+        return evaluation_batch(places, rows if self.filled else None, self.steps, lambda: self._spare(begin))
 
     def _place(self, number: int) -> Place:
         shard = bisect.bisect_right(self.starts, number) - 1
@@ -191,11 +192,13 @@ def scan(
     world: int = 1,
     workers: int = 0,
     max_pixels: int = MAX_PIXELS,
+    filled: bool = True,
 ) -> Iterator[Batch]:
     """Return one pass over shards: each sample once over all ranks, without augmentation, in the order of the shards.
 
     `batch_size` is rows per rank. All ranks get equally many batches of equally many rows; the last `Batch.filler` rows
     of a batch are copies that only make it so, drop them. Unusable samples are left out and listed in `Batch.bad`.
+    Ranks that need not keep in step say `filled=False`: there are no copies, and a batch may even be empty.
 
     Raises:
         ConfigError: a bad pattern or reader.
@@ -204,7 +207,7 @@ def scan(
     catalog = index.resolve(shards)
     made = base.make(reader, max_pixels=max_pixels)
     steps = Steps(Store(catalog, seed=0), made, transform, composer, augment=None)
-    batches = _Pass(steps, catalog.sizes, batch_size=batch_size, rank=rank, world=world)
+    batches = _Pass(steps, catalog.sizes, batch_size=batch_size, rank=rank, world=world, filled=filled)
     return _plainly(_batches(batches, workers, sampler=range(len(batches))))
 
 
