@@ -70,7 +70,9 @@ def encode(job: Job) -> str:
     device = process.setup_process_group(timeout=PATIENCE)
     model = pretrained.load(job.model, device=device)
     catalog = index.resolve(job.shards)
-    table = table_file.FeatureTable(job.out, about=about(job, model), identities=identities(catalog))
+    names = base_names(catalog)
+    words = dist.broadcast_object(identities(catalog) if dist.is_main() else None)
+    table = table_file.FeatureTable(job.out, about=about(job, model), identities=dict(zip(names, words)))
     missing: list[int] | None = dist.broadcast_object(table.missing() if dist.is_main() else None)
     if missing is None:
         return f"{job.out} is finished already"
@@ -116,19 +118,25 @@ def about(job: Job, model: Pretrained) -> dict[str, Any]:
     }
 
 
-def identities(catalog: index.Catalog) -> dict[str, str]:
-    """Return for each shard's base name a word that changes when the shard does, from its index.
+def base_names(catalog: index.Catalog) -> list[str]:
+    """Return what rows call each shard.
 
     Raises:
         ConfigError: two shards of one base name, which rows could not tell apart.
     """
-    out: dict[str, str] = {}
-    for number, path in enumerate(catalog.paths):
-        name = _base_name(str(path))
-        if name in out:
+    names = [_base_name(str(path)) for path in catalog.paths]
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
             raise ConfigError(f"SHARDS: two are called {name}; rows are named by base name and key, encode them apart")
-        out[name] = hashlib.blake2b(catalog.index(number), digest_size=8).hexdigest()
-    return out
+        seen.add(name)
+    return names
+
+
+def identities(catalog: index.Catalog) -> list[str]:
+    """Return for each shard a word that changes when the shard does: a hash of its index."""
+    numbers = tqdm(range(len(catalog.paths)), desc="reading shard indexes", unit="shard", delay=3)
+    return [hashlib.blake2b(catalog.index(number), digest_size=8).hexdigest() for number in numbers]
 
 
 def _base_name(shard: str) -> str:

@@ -16,6 +16,8 @@ class Server(ThreadingHTTPServer):
         self.folder = folder
         self.cut: dict[str, int] = {}  #: name -> bytes after which the connection is dropped
         self.cut_times: dict[str, int] = {}  #: name -> how often; left out: always
+        self.stall: set[str] = set()  #: names that send no more after their cut, and keep the connection
+        self.ended = threading.Event()
         self.no_length: set[str] = set()  #: names whose length is not told: the end of the connection is the end
         self.status: dict[str, int] = {}  #: name -> what is answered instead of a body
         self.asked: Counter[str] = Counter()
@@ -49,6 +51,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.asked[name] <= self.server.cut_times.get(name, 1 << 60):
             body = body[: self.server.cut.get(name, len(body))]
         self.wfile.write(body)
+        if name in self.server.stall:
+            self.wfile.flush()
+            self.server.ended.wait()
 
     def do_HEAD(self) -> None:
         self.send_response(405)
@@ -68,5 +73,6 @@ def serve(folder: Path) -> Iterator[Server]:
     try:
         yield server
     finally:
+        server.ended.set()
         server.shutdown()
         server.server_close()

@@ -14,7 +14,7 @@ import torch
 
 from pretrain import dist, encode, pretrained
 from pretrain.config import ConfigError
-from pretrain.data import format, loader, synthetic
+from pretrain.data import loader, synthetic
 from pretrain.data.feature_table import read_about
 from pretrain.data.format import ShardWriter
 from tests import tiny
@@ -172,7 +172,8 @@ real = encode._shard
 def slow(*args):
     out = real(*args)
     print("done", flush=True)
-    time.sleep(0.5)
+    if "part-1" in args[2]:
+        time.sleep(60)
     return out
 encode._shard = slow
 encode.main(sys.argv[1:])
@@ -245,5 +246,17 @@ def test_shards_of_one_name_are_refused(shards, tmp_path):
     copy = tmp_path / Path(shards[0]).name
     copy.write_bytes(Path(shards[0]).read_bytes())
     with pytest.raises(ConfigError, match=r"two are called part-0\.tar"):
-        encode.identities(encode.index.resolve([shards[0], str(copy)]))
-    assert format.index_path(copy).exists()
+        encode.base_names(encode.index.resolve([shards[0], str(copy)]))
+
+
+@pytest.mark.slow
+def test_torchrun_writes_the_same_file(model, shards, features, tmp_path):
+    out = tmp_path / "features.parquet"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29781"]
+    words = [str(model), *shards, str(out), "--features", "--workers", "1", "--batch-size", "6"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    command = [*torchrun, "pretrain/encode.py", *words]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("38 samples of 3 shards") == 1
+    assert out.read_bytes() == features.read_bytes()

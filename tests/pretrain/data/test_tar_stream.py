@@ -117,6 +117,15 @@ def test_commands_that_fail_are_told(shard):
     assert len(list(endless)) == 6  # the command is ended, not waited for
 
 
+def test_a_server_that_stalls_is_told(shard, monkeypatch):
+    monkeypatch.setattr(tar_stream, "STALL_SECONDS", 0.3)
+    with serve(shard.parent) as server:
+        server.cut[shard.name] = 4000
+        server.stall.add(shard.name)
+        keys, broken = read(f"{server.url}/{shard.name}")
+        assert broken.again and "imeout" in str(broken) and len(keys) < 6
+
+
 def test_a_server_that_breaks_off_is_told(shard):
     with serve(shard.parent) as server:
         url = f"{server.url}/{shard.name}"
