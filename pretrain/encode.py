@@ -80,10 +80,10 @@ def encode(job: Job) -> str:
     total = sum(catalog.sizes[number] for number in mine)
     with tqdm(total=total, desc=f"{job.what} of rank 0", unit="sample", disable=not dist.is_main()) as bar:
         for number in mine:
-            shard, size = str(catalog.paths[number]), catalog.sizes[number]
-            columns, bad = _shard(job, model, shard, device, bar)
-            if len(columns["key"]) + len(bad) != size:
-                raise ShardError(f"shard {shard}: changed while it was read; start the same command again")
+            path = catalog.paths[number]
+            columns, bad = _shard(job, model, path, device, bar)
+            if len(columns["key"]) + len(bad) != catalog.sizes[number]:
+                raise ShardError(f"shard {path}: changed while it was read; start the same command again")
             table.write_part(number, columns, bad)
     dist.barrier()
     if not dist.is_main():
@@ -124,7 +124,7 @@ def base_names(catalog: index.Catalog) -> list[str]:
     Raises:
         ConfigError: two shards of one base name, which rows could not tell apart.
     """
-    names = [_base_name(str(path)) for path in catalog.paths]
+    names = [path.name for path in catalog.paths]
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -139,19 +139,15 @@ def identities(catalog: index.Catalog) -> list[str]:
     return [hashlib.blake2b(catalog.index(number), digest_size=8).hexdigest() for number in numbers]
 
 
-def _base_name(shard: str) -> str:
-    return shard.rpartition("/")[2]
-
-
 def _shard(
-    job: Job, model: Pretrained, shard: str, device: torch.device, bar: Any
+    job: Job, model: Pretrained, path: Path, device: torch.device, bar: Any
 ) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """Return the columns of one shard's rows, and the samples that cannot be used."""
     keys: list[str] = []
     parts = [_no_rows(job, model.config.embed_dim)]
     bad: list[dict[str, str]] = []
     batches = loader.scan(
-        [shard],
+        [str(path)],
         reader=_keeping_all(job.reader),
         transform=model.transform,
         composer=model.composer,
@@ -163,7 +159,7 @@ def _shard(
         if len(batch):
             keys += batch.keys
             parts.append(_columns(job, model, batch.to(device)))
-        bad += [{**line, "shard": _base_name(line["shard"])} for line in batch.bad]
+        bad += [{**line, "shard": path.name} for line in batch.bad]
         bar.update(len(batch) + len(batch.bad))
     columns = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
     return {"key": keys, **columns}, bad

@@ -172,7 +172,7 @@ real = encode._shard
 def slow(*args):
     out = real(*args)
     print("done", flush=True)
-    if "part-1" in args[2]:
+    if args[2].name == "part-1.tar":
         time.sleep(60)
     return out
 encode._shard = slow
@@ -199,7 +199,7 @@ def run_the_rest(model: Path, shards: list[str], out: Path) -> None:
     real = encode._shard
     seen = []
     try:
-        encode._shard = lambda *args: seen.append(args[2]) or real(*args)
+        encode._shard = lambda *args: seen.append(str(args[2])) or real(*args)
         run(model, shards, out, "features")
     finally:
         encode._shard = real
