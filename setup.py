@@ -9,6 +9,8 @@ INSTALL = [
     "transformers>=4.56",  # hf: text towers, tokenizers from a folder, the hf export
     "timm>=1.0.20",  # every vision tower
     "webdataset>=0.2.100",  # DataPipeline, on which all data stages run
+    "fsspec>=2024.2",  # shards at URLs of any kind
+    "aiohttp>=3.9",  # fsspec's HTTP
     "braceexpand>=0.1.7",  # shards-{00000..00099}.tar
     "tensorboard>=2.16.2",  # curves while training (2.16.0 asks for a nightly TensorFlow)
     "pydantic>=2.8",  # config sections: types, ranges, unknown keys
@@ -23,6 +25,7 @@ INSTALL = [
 EXTRAS = {
     "tools": [
         "resvg_py>=0.1.5",  # renders the icon recipe's SVG without system libraries
+        "pyarrow>=15",  # parquet: what encode writes, and what filters and tables are read from
         "scikit-learn>=1.4",  # L-BFGS logistic regression of the linear probe
         "open_clip_torch>=2.32",  # CLIP's own BPE table; verifies the open_clip export
     ],

@@ -1,7 +1,7 @@
 """The whole config of a fine-tuning run; sections that pretraining has too are the same."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
@@ -24,6 +24,7 @@ class Data(loader.Config):
     shards: list[str] = []  # noqa: RUF012 (pydantic copies it)
     reader: dict[str, dict[str, Any]] = {}  # noqa: RUF012
     lanes: int = Field(default=1, ge=1)  #: small data: one stream that is shuffled as a whole
+    order: Literal["exact"] = "exact"  #: splits and shots are counted
 
     @field_validator("shards", "reader", "blend", mode="before")
     @classmethod

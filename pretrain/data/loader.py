@@ -45,7 +45,10 @@ class Config(Section):
     lanes: int = Field(default=64, ge=1)  #: streams that a batch is drawn from side by side; sources share them
     window: int = Field(default=4, ge=1)  #: shards of a lane that are shuffled together
     workers: int = Field(default=2, ge=0)  #: processes per rank; 0: in the training process itself
-    order: Literal["exact"] = "exact"
+    order: Literal["exact", "stream"] = "exact"  #: stream: shards that cannot be indexed, see pretrain/data/stream.py
+    buffer: int = Field(default=10_000, ge=1)  #: stream: raw samples that a rank shuffles together, held in memory
+    samples: int | None = Field(default=None, ge=1)  #: stream: samples of an epoch, which nobody has counted there
+    allow_pipe: bool = False  #: shards may be `pipe:COMMAND`, run by a shell
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)  #: more unusable samples than this stop the run
     max_pixels: int = Field(default=MAX_PIXELS, ge=1)  #: larger images are unusable; read from the header
     reader: dict[str, dict[str, Any]] = {"caption": {}}  # noqa: RUF012 (pydantic copies it)
@@ -55,6 +58,8 @@ class Config(Section):
     def _what_is_read(self) -> "Config":
         if bool(self.shards) == bool(self.blend):
             raise ValueError("give either shards (one data set) or blend (several, each with shards and a weight)")
+        if self.blend and self.order == "stream":
+            raise ValueError("order: stream reads one data set; name its shards, or blend indexed ones with order: exact")
         sources.check(self.blend)
         return self
 
@@ -80,8 +85,8 @@ class _Batches(Dataset[Batch]):
 class _Pass(Dataset[Batch]):
     """Batch number -> one rank's rows of a pass over every sample in the order of the shards."""
 
-    def __init__(self, steps: Steps, sizes: list[int], *, batch_size: int, rank: int, world: int) -> None:
-        self.steps, self.batch_size, self.rank, self.world = steps, batch_size, rank, world
+    def __init__(self, steps: Steps, sizes: list[int], *, batch_size: int, rank: int, world: int, filled: bool) -> None:
+        self.steps, self.batch_size, self.rank, self.world, self.filled = steps, batch_size, rank, world, filled
         self.starts = [0, *itertools.accumulate(sizes)]
         self.samples = self.starts[-1]
 
@@ -93,7 +98,8 @@ class _Pass(Dataset[Batch]):
         left = min(self.samples - begin, self.batch_size * self.world)
         rows = -(-left // self.world)  # the last batch may be smaller, but is equally small on all ranks
         mine = range(begin + self.rank * rows, min(begin + (self.rank + 1) * rows, begin + left))
-        return evaluation_batch([self._place(n) for n in mine], rows, self.steps, lambda: self._spare(begin))
+        places = [self._place(n) for n in mine]
+        return evaluation_batch(places, rows if self.filled else None, self.steps, lambda: self._spare(begin))
 
     def _place(self, number: int) -> Place:
         shard = bisect.bisect_right(self.starts, number) - 1
@@ -247,11 +253,13 @@ def scan(
     world: int = 1,
     workers: int = 0,
     max_pixels: int = MAX_PIXELS,
+    filled: bool = True,
 ) -> Iterator[Batch]:
     """Return one pass over shards: each sample once over all ranks, without augmentation, in the order of the shards.
 
     `batch_size` is rows per rank. All ranks get equally many batches of equally many rows; the last `Batch.filler` rows
     of a batch are copies that only make it so, drop them. Unusable samples are left out and listed in `Batch.bad`.
+    Ranks that need not keep in step say `filled=False`: there are no copies, and a batch may even be empty.
 
     Raises:
         ConfigError: a bad pattern or reader.
@@ -259,11 +267,12 @@ def scan(
     """
     source = sources.one(shards, reader, seed=0, max_pixels=max_pixels)
     steps = Steps([source], transform, composer, augment=None)
-    batches = _Pass(steps, source.store.catalog.sizes, batch_size=batch_size, rank=rank, world=world)
+    sizes = source.store.catalog.sizes
+    batches = _Pass(steps, sizes, batch_size=batch_size, rank=rank, world=world, filled=filled)
     return _plainly(_batches(batches, workers, sampler=range(len(batches))))
 
 
-def _plainly(batches: DataLoader[Batch]) -> Iterator[Batch]:
+def _plainly(batches: DataLoader[Any]) -> Iterator[Any]:
     """Yield batches; give a worker's ShardError as the one sentence it was, without the worker's traceback."""
     try:
         yield from batches

@@ -191,18 +191,19 @@ def neighbour(failure: Failure, order: Order | Blend, steps: Steps) -> Item:
     )
 
 
-def evaluation_batch(places: list[Place], rows: int, steps: Steps, spare: Callable[[], Row]) -> Batch:
+def evaluation_batch(places: list[Place], rows: int | None, steps: Steps, spare: Callable[[], Row]) -> Batch:
     """Return usable samples of `places`, filled up to `rows` rows; bad ones are left out and listed in `Batch.bad`.
 
-    `spare` gives the filler where the batch itself has no usable sample.
+    `spare` gives the filler where the batch itself has no usable sample. Without `rows` nothing is filled up.
     """
 
     def batched(items: Iterable[Travelling]) -> Iterator[Batch]:
         seen = list(items)
         good: list[Row] = [item.value for item in seen if isinstance(item, Item)]
-        filler = rows - len(good)
+        filler = 0 if rows is None else rows - len(good)
         fill = (good[-1] if good else spare()) if filler else None
-        batch = steps.composer.collate(good + [fill] * filler if fill is not None else good)
+        filled = good + [fill] * filler if fill is not None else good
+        batch = steps.composer.collate(filled) if filled else Batch(keys=[])
         batch.bad = [item.line() for item in seen if isinstance(item, Failure)]
         batch.filler = filler
         yield batch
