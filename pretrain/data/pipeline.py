@@ -12,14 +12,14 @@ from typing import Any
 
 from webdataset import DataPipeline
 
-from pretrain.batch import Batch, Example
+from pretrain.batch import Batch, Example, Record
 from pretrain.data.compose import Composer, Row
 from pretrain.data.decode import BadSample
 from pretrain.data.format import ShardError
 from pretrain.data.order import Order, Place
 from pretrain.data.readers.base import Reader
 from pretrain.data.shards import Store
-from pretrain.data.transforms import Augment, Transform, generator
+from pretrain.data.transforms import Augment, Decode, Transform, generator
 
 MAX_NEIGHBOURS = 1000  # so many bad samples in a row are no accident
 
@@ -55,10 +55,17 @@ class Steps:
     """The way of one sample, as functions that stages map over a stream; `augment` None is the evaluation transform."""
 
     def __init__(
-        self, store: Store, reader: Reader, transform: Transform, composer: Composer, *, augment: Augment | None
+        self,
+        store: Store,
+        reader: Reader,
+        transform: Transform,
+        composer: Composer,
+        *,
+        augment: Augment | None,
+        decode: Decode = "exact",
     ) -> None:
         self.store, self.reader, self.transform, self.composer = store, reader, transform, composer
-        self.augment = augment
+        self.augment, self.exact = augment, decode == "exact"
 
     def record(self, place: Place) -> Travelling:
         """Read the bytes."""
@@ -66,12 +73,12 @@ class Steps:
         return Item(place, record, record.shard, record.key)
 
     def example(self, item: Travelling) -> Travelling:
-        """Decode the bytes and see them as the task does."""
-        return _attempt(item, self.reader.read)
+        """See the bytes as the task does, pictures decoded and transformed."""
+        return _attempt(item, self._example)
 
     def row(self, item: Travelling) -> Travelling:
-        """Transform the pictures and compose the text."""
-        return _attempt(item, self._row)
+        """Compose the text."""
+        return _attempt(item, lambda example: self.composer.row(example, example.images))
 
     def one(self, place: Place) -> Travelling:
         """Take one sample all the way."""
@@ -81,13 +88,14 @@ class Steps:
         """Return the three functions as stages of a DataPipeline."""
         return [_map(self.record), _map(self.example), _map(self.row)]
 
-    def _row(self, example: Example) -> Row:
+    def _example(self, record: Record) -> Example:
+        example = self.reader.read(record)
         if self.augment is None:
-            images = [self.transform.evaluate(image_HWC) for image_HWC in example.images]
+            example.images = [self.transform.evaluate(picture, exact=self.exact) for picture in example.images]
         else:
             rng = generator(example.draw)
-            images = [self.transform.train(image_HWC, self.augment, rng) for image_HWC in example.images]
-        return self.composer.row(example, images)
+            example.images = [self.transform.train(p, self.augment, rng, exact=self.exact) for p in example.images]
+        return example
 
 
 def _attempt(item: Travelling, function: Callable[[Any], Any]) -> Travelling:
@@ -109,6 +117,11 @@ def _map(function: Callable[[Any], Travelling]) -> Callable[[Iterable[Any]], Ite
     return stage
 
 
+def _whole(stage: Callable[[Iterable[Any]], Iterator[Any]]) -> Callable[[Iterable[Any]], Iterator[Any]]:
+    """Let a stage finish a batch before the next begins: its code stays in the processor's caches."""
+    return lambda items: iter(list(stage(items)))
+
+
 def training_batch(places: list[Place], order: Order, steps: Steps) -> Batch:
     """Return one rank's rows of a training batch, bad samples replaced and listed in `Batch.bad`."""
 
@@ -125,7 +138,7 @@ def training_batch(places: list[Place], order: Order, steps: Steps) -> Batch:
         batch.bad = [line for lines in bad for line in lines]
         yield batch
 
-    batch: Batch = next(iter(DataPipeline(lambda: iter(places), *steps.stages(), repaired, batched)))
+    batch: Batch = next(iter(DataPipeline(lambda: iter(places), *map(_whole, steps.stages()), repaired, batched)))
     return batch
 
 
@@ -163,5 +176,5 @@ def evaluation_batch(places: list[Place], rows: int, steps: Steps, spare: Callab
         batch.filler = filler
         yield batch
 
-    batch: Batch = next(iter(DataPipeline(lambda: iter(places), *steps.stages(), batched)))
+    batch: Batch = next(iter(DataPipeline(lambda: iter(places), *map(_whole, steps.stages()), batched)))
     return batch
