@@ -18,6 +18,7 @@ INSTALL = [
     "tokenizers>=0.22",  # byte-level BPE: training and use (transformers 4.56 wants 0.22)
     "safetensors>=0.4.5",  # checkpoints and exports without pickle
     "pillow>=10.3",  # decode and the exact eval transform
+    "simplejpeg>=1.7.4",  # JPEG straight into numpy, at 1/2 to 1/8 of the size where a crop needs no more
     "numpy>=1.26",  # order of samples, pixels before they are tensors
     "ftfy>=6.1",  # the text cleaning that CLIP's tokenizer is defined with
     "tqdm>=4.66",  # progress bars with ETA

@@ -29,7 +29,7 @@ class Example:
     """One sample as a task sees it: images and text, before tokens."""
 
     key: str
-    images: list[np.ndarray]  #: each uint8 [H, W, 3]
+    images: list[Any]  #: each a picture, decoded when it is needed (data.picture), or uint8 [H, W, 3]
     prefix: str = ""  #: text that is given (prompt, question)
     suffix: str = ""  #: text that is learned (caption, answer)
     group: str = ""  #: what makes two captions the same; empty: the caption itself
@@ -45,7 +45,7 @@ class Batch:
     """Rows of a step on one rank. Optional fields are None where no reader or objective asks for them."""
 
     keys: list[str]
-    image_NCHW: Tensor | None = None  #: float32, normalised
+    image_NCHW: Tensor | None = None  #: uint8, channels last in memory; towers normalise it. Floats: normalised already
     owner_N: Tensor | None = None  #: int64, the row that image n belongs to
     tokens_BT: Tensor | None = None  #: int64, trimmed to the longest text of the rows
     blocks_BT: Tensor | None = None  #: int64, 1 opens a new attention block, 0 joins the last

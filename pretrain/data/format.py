@@ -183,11 +183,13 @@ def read_row(row: bytes) -> Entry:
         ValueError: the line is not of that form.
     """
     key, *cells = row.decode("ascii").split("\t")
+    if not (key.startswith('"') and key.endswith('"')):
+        raise ValueError(f"{key!r} is no key")
     places = (cell.rsplit(":", 2) for cell in cells)
     members = {json.loads(f'"{ext}"') if "\\" in ext else ext: (int(at), int(size)) for ext, at, size in places}
-    name = json.loads(key)
-    if not isinstance(name, str) or not all(0 <= at < 1 << 62 and 0 <= size < 1 << 62 for at, size in members.values()):
-        raise ValueError(f"no key and places: {row!r:.100}")
+    name = json.loads(key) if "\\" in key else key[1:-1]
+    if not all(0 <= at < 1 << 62 and 0 <= size < 1 << 62 for at, size in members.values()):
+        raise ValueError(f"no places: {row!r:.100}")
     return Entry(name, members)
 
 
@@ -314,10 +316,9 @@ def read_members(file: IO[bytes], entry: Entry) -> dict[str, bytes]:
     """
     out = {}
     for extension, (offset, size) in entry.members.items():
-        if size > LARGE and offset + size > file.seek(0, os.SEEK_END):
+        if size > LARGE and offset + size > os.fstat(file.fileno()).st_size:
             raise ShardError(f"member {entry.key}.{extension}: bytes {offset} to {offset + size} lie outside the tar")
-        file.seek(offset)
-        data = file.read(size)
+        data = os.pread(file.fileno(), size, offset)  # half the cost of seek and read
         if len(data) != size:
             raise ShardError(f"member {entry.key}.{extension}: {len(data)} of {size} bytes; the tar is cut off")
         out[extension] = data

@@ -31,7 +31,7 @@ from pretrain.data.format import ShardError
 from pretrain.data.order import Order, Place, check_divisible
 from pretrain.data.pipeline import Item, Steps, evaluation_batch, training_batch
 from pretrain.data.sources import Source
-from pretrain.data.transforms import Augment, Transform
+from pretrain.data.transforms import Augment, Decode, Transform
 
 PREFETCH = 2  # batches in flight per worker
 
@@ -50,6 +50,7 @@ class Config(Section):
     samples: int | None = Field(default=None, ge=1)  #: stream: samples of an epoch, which nobody has counted there
     allow_pipe: bool = False  #: shards may be `pipe:COMMAND`, run by a shell
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)  #: more unusable samples than this stop the run
+    decode: Decode = "fast"  #: exact: Pillow bit for bit, at half the rate; fast: see pretrain/data/transforms.py
     max_pixels: int = Field(default=MAX_PIXELS, ge=1)  #: larger images are unusable; read from the header
     reader: dict[str, dict[str, Any]] = {"caption": {}}  # noqa: RUF012 (pydantic copies it)
     augment: Augment = Augment()
@@ -59,7 +60,7 @@ class Config(Section):
         if bool(self.shards) == bool(self.blend):
             raise ValueError("give either shards (one data set) or blend (several, each with shards and a weight)")
         if self.blend and self.order == "stream":
-            raise ValueError("order: stream reads one data set; name its shards, or blend indexed ones with order: exact")
+            raise ValueError("order: stream reads one data set; name its shards, or blend with order: exact")
         sources.check(self.blend)
         return self
 
@@ -155,7 +156,7 @@ class Loader:
         self.config = config
         self.batch_size = batch_size
         self.sources, self.order = _open(config, batch_size=batch_size, seed=seed)
-        steps = Steps(self.sources, transform, composer, augment=config.augment)
+        steps = Steps(self.sources, transform, composer, augment=config.augment, decode=config.decode)
         self._from = _From()
         self._seed = seed
         self._batches = _batches(_Batches(self.order, steps, rank, world), config.workers, sampler=self._from)
@@ -254,6 +255,7 @@ def scan(
     workers: int = 0,
     max_pixels: int = MAX_PIXELS,
     filled: bool = True,
+    decode: Decode = "exact",
 ) -> Iterator[Batch]:
     """Return one pass over shards: each sample once over all ranks, without augmentation, in the order of the shards.
 
@@ -266,7 +268,7 @@ def scan(
         ShardError: a shard that cannot be used, or no usable sample at all.
     """
     source = sources.one(shards, reader, seed=0, max_pixels=max_pixels)
-    steps = Steps([source], transform, composer, augment=None)
+    steps = Steps([source], transform, composer, augment=None, decode=decode)
     sizes = source.store.catalog.sizes
     batches = _Pass(steps, sizes, batch_size=batch_size, rank=rank, world=world, filled=filled)
     return _plainly(_batches(batches, workers, sampler=range(len(batches))))

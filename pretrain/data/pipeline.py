@@ -26,7 +26,7 @@ from pretrain.data.format import ShardError
 from pretrain.data.order import Order, Place
 from pretrain.data.readers.base import Reader
 from pretrain.data.sources import Source
-from pretrain.data.transforms import Augment, Transform, generator
+from pretrain.data.transforms import Augment, Decode, Transform, generator
 
 MAX_NEIGHBOURS = 1000  # so many bad samples in a row are no accident
 
@@ -65,12 +65,18 @@ class Steps:
     """The way of one sample, as functions that stages map over a stream; `augment` None is the evaluation transform."""
 
     def __init__(
-        self, sources: Sequence[Source], transform: Transform, composer: Composer, *, augment: Augment | None
+        self,
+        sources: Sequence[Source],
+        transform: Transform,
+        composer: Composer,
+        *,
+        augment: Augment | None,
+        decode: Decode = "exact",
     ) -> None:
         for source in sources:
             check_still(source.reader, augment)
         self.sources, self.transform, self.composer = list(sources), transform, composer
-        self.augment = augment
+        self.augment, self.exact = augment, decode == "exact"
         self.excluded: frozenset[Sample] = frozenset()
 
     def without(self, excluded: frozenset[Sample]) -> "Steps":
@@ -92,12 +98,13 @@ class Steps:
         return Item(place, record, record.shard, record.key)
 
     def example(self, item: Travelling) -> Travelling:
-        """Decode the bytes and see them as the task does."""
-        return self._attempt(item, self.sources[item.place.source].reader.read)
+        """See the bytes as the task does, pictures decoded and transformed."""
+        reader = self.sources[item.place.source].reader
+        return self._attempt(item, lambda record: self._seen(reader.read(record)))
 
     def row(self, item: Travelling) -> Travelling:
-        """Transform the pictures and compose the text."""
-        return self._attempt(item, self._row)
+        """Compose the text."""
+        return self._attempt(item, lambda example: self.composer.row(example, example.images))
 
     def one(self, place: Place) -> Travelling:
         """Take one sample all the way."""
@@ -107,16 +114,16 @@ class Steps:
         """Return the three functions as stages of a DataPipeline."""
         return [_map(self.record), _map(self.example), _map(self.row)]
 
-    def _row(self, example: Example) -> Row:
+    def _seen(self, example: Example) -> Example:
+        """Return an example whose pictures are pixels of the tower's size."""
+        rng, exact = generator(example.draw), self.exact
         if example.boxes_K4 is not None:
-            rng = generator(example.draw)
-            images = [self.transform.whole(image_HWC, self.augment, rng) for image_HWC in example.images]
+            example.images = [self.transform.whole(p, self.augment, rng, exact=exact) for p in example.images]
         elif self.augment is None:
-            images = [self.transform.evaluate(image_HWC) for image_HWC in example.images]
+            example.images = [self.transform.evaluate(picture, exact=exact) for picture in example.images]
         else:
-            rng = generator(example.draw)
-            images = [self.transform.train(image_HWC, self.augment, rng) for image_HWC in example.images]
-        return self.composer.row(example, images)
+            example.images = [self.transform.train(p, self.augment, rng, exact=exact) for p in example.images]
+        return example
 
     def _attempt(self, item: Travelling, function: Callable[[Any], Any]) -> Travelling:
         """Apply a function; only what is wrong with the sample itself is caught, never a full disk or an import."""
@@ -151,6 +158,11 @@ def _map(function: Callable[[Any], Travelling]) -> Callable[[Iterable[Any]], Ite
     return stage
 
 
+def _whole(stage: Callable[[Iterable[Any]], Iterator[Any]]) -> Callable[[Iterable[Any]], Iterator[Any]]:
+    """Let a stage finish a batch before the next begins: its code stays in the processor's caches."""
+    return lambda items: iter(list(stage(items)))
+
+
 def training_batch(places: list[Place], order: Order | Blend, steps: Steps) -> Batch:
     """Return one rank's rows of a training batch, bad samples replaced and listed in `Batch.bad`."""
 
@@ -169,7 +181,7 @@ def training_batch(places: list[Place], order: Order | Blend, steps: Steps) -> B
             batch.source_B = torch.tensor([place.source for place in places])
         yield batch
 
-    batch: Batch = next(iter(DataPipeline(lambda: iter(places), *steps.stages(), repaired, batched)))
+    batch: Batch = next(iter(DataPipeline(lambda: iter(places), *map(_whole, steps.stages()), repaired, batched)))
     return batch
 
 
@@ -208,5 +220,5 @@ def evaluation_batch(places: list[Place], rows: int | None, steps: Steps, spare:
         batch.filler = filler
         yield batch
 
-    batch: Batch = next(iter(DataPipeline(lambda: iter(places), *steps.stages(), batched)))
+    batch: Batch = next(iter(DataPipeline(lambda: iter(places), *map(_whole, steps.stages()), batched)))
     return batch

@@ -51,8 +51,10 @@ class Format:
 
 
 def our_pixels(model: Pretrained, picture: Image.Image) -> Tensor:
-    """Return a picture as our own transform prepares it, [3, S, S]."""
-    return torch.from_numpy(model.transform.evaluate(np.asarray(picture.convert("RGB"))))
+    """Return a picture as our own transform prepares it and the tower normalises it, [3, S, S]."""
+    image_HWC = torch.tensor(model.transform.evaluate(np.asarray(picture.convert("RGB"))))
+    with torch.no_grad():
+        return model.model.vision.normalise(image_HWC.permute(2, 0, 1)[None])[0].contiguous()
 
 
 def save_tokenizer(model: Pretrained, folder: Path) -> None:
