@@ -17,7 +17,7 @@ RECIPES = registry.names("data_tools.recipes")
 
 def test_commands_are_there() -> None:
     assert {"build", "index", "validate", "tokenizer"} <= set(cli.commands())
-    assert "iconcaps" in RECIPES
+    assert {"iconcaps", "openclipart"} <= set(RECIPES)
 
 
 @pytest.mark.parametrize("name", cli.commands())
@@ -52,7 +52,9 @@ def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture) -> Non
 def test_recipe(name: str, capsys: pytest.CaptureFixture) -> None:
     recipe = registry.find("data_tools.recipes", name)
     assert "Source:" in recipe.__doc__, "say where it comes from"
-    assert any(word in recipe.__doc__ for word in ("MIT", "Apache-2.0", "CC-BY", "CC0", "GPL")), "name the licence"
+    assert any(word in recipe.__doc__ for word in ("MIT", "Apache-2.0", "CC-BY", "CC0", "GPL", "public domain")), (
+        "name the licence"
+    )
     assert f"--recipe {name}" in recipe.__doc__, "show the command"
     recipe.add_arguments(argparse.ArgumentParser().add_argument_group(name))
     assert callable(recipe.build)
