@@ -20,6 +20,7 @@ from pretrain.data.decode import IMAGES, BadSample
 from pretrain.registry import nearest
 
 _BASE64 = re.compile(r"(?:data:image/[a-z+.-]+;base64,)?[A-Za-z0-9+/_-]{32,}={0,2}\s*")
+_LINK = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _STARTS = ("/9j/", "_9j_", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0A", "data:image/")  # of known formats
 _COUNTED = 64 * 1024 * 1024  # bytes of a text file whose lines are really counted
 
@@ -130,6 +131,24 @@ class Base64Blob:
         return ""
 
 
+@dataclass(frozen=True, slots=True)
+class LinkBlob:
+    """Bytes that lie on another machine; only `data_tools fetch` goes there."""
+
+    url: str
+
+    def read(self) -> bytes:
+        """Refuse."""
+        raise BadSample("image is a URL; `python -m data_tools fetch` downloads a table of URLs into shards")
+
+    def stamp(self) -> tuple:
+        """Return the URL."""
+        return (self.url,)
+
+    def __str__(self) -> str:
+        return self.url
+
+
 class Row(NamedTuple):
     """One pair before its image is read."""
 
@@ -184,6 +203,8 @@ def picture(cell: Any, root: Path, options: Options) -> Blob | None:
         return None
     if options.base64 or is_base64(cell):
         return Base64Blob(cell)
+    if _LINK.match(cell.strip()):
+        return LinkBlob(cell.strip())
     return FileBlob((options.root or root) / cell.strip())
 
 
