@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import re
 import shutil
 import sys
 from collections import Counter
@@ -170,7 +171,9 @@ def summary(told: list[dict[str, Any]], plans: list[_urls.Plan]) -> dict[str, An
     """Return the report: counts, reasons of all passes, and the rate over the time in which anything ran."""
     reasons: Counter[str] = Counter()
     for row in told:
-        reasons.update({reason: n for reason, n in row["status_dict"].items() if reason != "success"})
+        for reason, number in row["status_dict"].items():
+            if reason != "success":
+                reasons[reason if reason.startswith("HTTP Error") else re.sub(r"\d+", "N", reason)] += number
     busy, until = 0.0, -math.inf
     for begin, end in sorted((row["start_time"], row["end_time"]) for row in told):
         busy += max(0.0, end - max(begin, until))

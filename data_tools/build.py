@@ -86,8 +86,8 @@ def _add_pairs(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_reading(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--image-column", metavar="NAME", help="column (name, or number from 0) or key of the image")
-    group.add_argument("--caption-column", metavar="NAME", help="likewise of the caption")
+    group.add_argument("--image-column", metavar="NAME", help="column (name, or number: 0 ... -1) or key of the image")
+    group.add_argument("--caption-column", metavar="NAME", help="likewise of the caption (default caption)")
     group.add_argument("--images", type=Path, metavar="DIR", help="where relative image paths start")
     group.add_argument("--base64", action="store_true", help="images are base64 (default: seen from each cell)")
     group.add_argument("--allow-wordless", action="store_true", help="rows without caption are samples, without txt")

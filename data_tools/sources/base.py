@@ -222,12 +222,12 @@ def column_of(wanted: str | None, usual: tuple[str, ...], known: list[str], sour
     for name in (wanted,) if wanted is not None else usual:
         if name in known:
             return known.index(name)
-        if wanted is not None and wanted.isdecimal() and int(wanted) < len(known):
-            return int(wanted)
+        if wanted is not None and wanted.removeprefix("-").isdecimal() and -len(known) <= int(wanted) < len(known):
+            return int(wanted) % len(known)
     name = usual[0] if wanted is None else wanted
     raise ConfigError(
         f"source {source}: no column {name!r}.{nearest(name, known)} It has: {', '.join(map(repr, known))}; "
-        f"name another with {option} (a name, or a number from 0)"
+        f"name another with {option} (a name, or a number: 0 is the first, -1 the last)"
     )
 
 

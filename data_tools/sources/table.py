@@ -72,7 +72,7 @@ def _form(source: Path, options: Options) -> Form:
         raise ConfigError(
             f"source {source}: --columns names {len(names)} columns, its first line has {len(first)} cells"
         )
-    if encoded and not options.columns and not (options.image or "").isdecimal():
+    if encoded and not options.columns and not (options.image or "").removeprefix("-").isdecimal():
         where = next(at for at, cell in enumerate(first) if is_base64(cell))
         raise ConfigError(
             f"source {source}: its first line holds a picture (cell {where}), so there is no header: name the columns "

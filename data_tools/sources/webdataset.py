@@ -86,6 +86,4 @@ def _texts(members: Mapping[str, bytes]) -> tuple[list[str], dict[str, Any]]:
     record = decode_json(members["json"]) if "json" in members else {}
     if not isinstance(record, dict):
         raise BadSample("json is not an object")
-    if isinstance(record.get("captions", record.get("caption")), str | list):  # img2dataset: null where it had none
-        captions += captions_in(record)
-    return captions, record
+    return captions + captions_in(record), record

@@ -1,6 +1,5 @@
 """Pairs to shards: every source, every kind of bad row, equal bytes, and going on after a real SIGKILL."""
 
-import io
 import json
 import os
 import random
@@ -11,19 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from data_tools.__main__ import main
 from pretrain.data import format as shards
+from tests.data_tools.pictures import read
+from tests.data_tools.pictures import small as picture
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def picture(number: int, kind: str = "PNG") -> bytes:
-    """Return the bytes of a small image whose colour is its number."""
-    out = io.BytesIO()
-    Image.new("RGB", (8, 6), (number % 256, number // 256 % 256, 99)).save(out, kind)
-    return out.getvalue()
 
 
 def folder_of_pairs(folder: Path, number: int = 12) -> Path:
@@ -33,14 +26,6 @@ def folder_of_pairs(folder: Path, number: int = 12) -> Path:
         (place / f"{at:04d}.jpg").write_bytes(picture(at, "JPEG"))
         (place / f"{at:04d}.txt").write_text(f"picture number {at}\n")
     return folder
-
-
-def read(folder: Path, pattern: str = "*.tar") -> dict[str, dict[str, bytes]]:
-    found = {}
-    for path in sorted(folder.glob(pattern)):
-        with open(path, "rb") as file:
-            found.update({e.key: shards.read_members(file, e) for e in shards.read_index(path)})
-    return found
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -25,6 +25,7 @@ from pretrain.data import format as shards
 from tests.data_tools.pictures import read, small
 
 ROOT = Path(__file__).resolve().parents[2]
+PAGE = b"<html>no picture</html>"
 pq = pytest.importorskip("pyarrow.parquet")
 
 
@@ -56,7 +57,7 @@ class Site(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         if kind == "optout":
             self.send_header("X-Robots-Tag", "noai")
-        data = b"<html>no picture</html>" if kind == "page" else data
+        data = PAGE if kind == "page" else data
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data[:50] if kind == "short" else data)
@@ -200,6 +201,7 @@ def write_table(path: Path, site: str, kinds: list[str]) -> Path:
         rows.writerow(["url", "caption", "score", "sha256"])
         for at, kind in enumerate(kinds):
             data = large(at) if kind in ("large", "busy") else small(at, "JPEG")
+            data = PAGE if kind == "page" else data
             digest = "0" * 64 if kind == "changed" else hashlib.sha256(data).hexdigest()
             rows.writerow([f"{site}/{kind}/{at}", f"caption {at}", at / 10, digest])
     return path
@@ -220,6 +222,7 @@ def test_real_server(site: str, tmp_path: Path, capsys) -> None:
     assert report["reasons"]["HTTP Error 503: Service Unavailable"] == 5
     assert report["reasons"]["Use of image disallowed by X-Robots-Tag directive"] == 5
     assert report["reasons"]["hash mismatch"] == 5
+    assert report["reasons"]["IncompleteRead(N bytes read, N more expected)"] == 5
     assert "diptych" in " ".join(Site.agents)
     found = {json.loads(m["json"])["url"].removeprefix(site): m for m in read(out).values()}
     assert found["/small/0"]["jpg"] == small(0, "JPEG"), "what fits is stored as it came"

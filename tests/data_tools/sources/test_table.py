@@ -27,7 +27,7 @@ def ofa(path: Path, number: int = 6) -> Path:
     return path
 
 
-@pytest.mark.parametrize("words", [["--columns", OFA], ["--image-column", "1", "--caption-column", "2"]])
+@pytest.mark.parametrize("words", [["--columns", OFA], ["--image-column", "-7", "--caption-column", "2"]])
 def test_ofa_with_base64(tmp_path: Path, words: list[str]) -> None:
     source = ofa(tmp_path / "examples.tsv")
     assert main(["build", str(source), "--out", str(tmp_path / "out"), "--allow-wordless", *words]) == 0
