@@ -20,6 +20,7 @@ from pretrain.data.decode import IMAGES, BadSample
 from pretrain.registry import nearest
 
 _BASE64 = re.compile(r"(?:data:image/[a-z+.-]+;base64,)?[A-Za-z0-9+/_-]{32,}={0,2}\s*")
+_LOOK = 128  # characters
 _LINK = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _STARTS = ("/9j/", "_9j_", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0A", "data:image/")  # of known formats
 _COUNTED = 64 * 1024 * 1024  # bytes of a text file whose lines are really counted
@@ -117,7 +118,9 @@ class Base64Blob:
     def read(self) -> bytes:
         """Return what the text stands for."""
         text = self.text.partition(",")[2] if self.text.startswith("data:") else self.text
-        text = text.strip().rstrip("=").translate(str.maketrans("-_", "+/"))
+        text = text.strip().rstrip("=")
+        if "-" in text or "_" in text:
+            text = text.replace("-", "+").replace("_", "/")
         try:
             return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
         except (binascii.Error, ValueError) as error:
@@ -191,8 +194,10 @@ def layout(folder: Path) -> str:
 
 
 def is_base64(cell: str) -> bool:
-    """Return whether a cell is an encoded picture rather than a path."""
-    return len(cell) >= 40 and cell.startswith(_STARTS) and _BASE64.fullmatch(cell) is not None
+    """Return whether a cell is an encoded picture rather than a path; only its beginning is looked at closely."""
+    if len(cell) < 40 or not cell.startswith(_STARTS) or "." in cell:
+        return False
+    return _BASE64.fullmatch(cell[:_LOOK]) is not None
 
 
 def picture(cell: Any, root: Path, options: Options) -> Blob | None:

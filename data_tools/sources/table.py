@@ -1,6 +1,7 @@
 """A CSV or TSV table of image paths or base64 images, with a header or (like OFA's files) without one."""
 
 import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,8 @@ from data_tools.sources.base import Options, Row, column_of, count_lines, differ
 from pretrain.config import ConfigError
 
 MAX_FIELD = 64 * 1024 * 1024  # characters in one cell; the csv module stops at 131072 otherwise
+
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how bytes look that did not decode
 
 
 class Form(NamedTuple):
@@ -44,7 +47,7 @@ def rows(source: Path, options: Options) -> Iterator[Row]:
         next(records, None)
     for number, (line, cells) in enumerate(records):
         where = f"{source.name} line {line}"
-        if any("\udc80" <= letter <= "\udcff" for cell in cells for letter in cell if not cell.isascii()):
+        if any(_NOT_UTF8.search(cell) for cell in cells if not cell.isascii()):
             yield Row(number, where, None, [], {}, "row is not UTF-8")
         elif len(cells) != len(form.names):
             likeness = "the first line" if form.headerless else "the header"
