@@ -22,7 +22,7 @@ INSTALL = [
 ]
 EXTRAS = {
     "tools": [
-        "resvg_py>=0.1.5",  # renders the icon recipe's SVG without system libraries
+        "resvg_py>=0.2.3",  # renders SVG without system libraries (older: not all at the size asked for)
         "pyarrow>=14.0.1",  # parquet sources of data_tools build (14.0.1: older ones could run code from a file)
         "scikit-learn>=1.4",  # L-BFGS logistic regression of the linear probe
         "open_clip_torch>=2.32",  # CLIP's own BPE table; verifies the open_clip export

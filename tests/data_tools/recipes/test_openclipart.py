@@ -145,9 +145,10 @@ def test_broken_drawings_are_listed(tmp_path: Path) -> None:
     cache = clipart(tmp_path / "cache", more=more)
     assert build(tmp_path / "out", cache) == 0
     listed = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
-    assert {row["where"]: row["reason"].partition(" (")[0] for row in listed} == {
-        "a": "drawing is not XML", "b": "drawing has neither title nor keywords", "c": "drawing cannot be rendered",
-    }  # fmt: skip
+    reasons = {row["where"]: row["reason"] for row in listed}
+    assert reasons["a"].startswith("drawing is not XML")
+    assert reasons["b"] == "drawing has neither title nor keywords"
+    assert reasons["c"].startswith(("drawing cannot be rendered", "drawing crashes the renderer"))  # older: a panic
     assert len(read(tmp_path / "out")) == 41
 
 
