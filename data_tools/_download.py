@@ -42,11 +42,12 @@ def fetch(args: argparse.Namespace) -> int:
     with claim(args.out):
         state = args.out / STATE
         state.mkdir(exist_ok=True)
-        _same_or_refuse(args, state / "begun.json")
         python = _img2dataset.environment(args.cache or cache_folder(), args.python)
+        _same_or_refuse(args, state / "begun.json")
         (args.out / shards.MANIFEST).unlink(missing_ok=True)
         plans, first = [], 0
-        for number in range(args.passes):
+        begun = sum(1 for _ in state.glob("pass-*/urls/plan.json"))
+        for number in range(max(args.passes, begun)):
             folder = state / f"pass-{number}"
             plan = _urls.read(folder / "urls")
             if plan is None and number == 0:

@@ -17,7 +17,7 @@ import argparse
 import os
 from pathlib import Path
 
-from data_tools._arguments import positive
+from data_tools._arguments import natural, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--processes", type=positive, default=os.cpu_count() or 1, help="(default: the cores)")
     how.add_argument("--threads", type=positive, default=64, help="of each process (default 64)")
     how.add_argument("--timeout", type=positive, default=10, metavar="S", help="without an answer (default 10)")
-    how.add_argument("--retries", type=int, default=2, help="at once, for each URL (default 2)")
+    how.add_argument("--retries", type=natural, default=2, help="at once, for each URL (default 2)")
     how.add_argument("--passes", type=positive, default=1, help="2: ask failed URLs again when all are done")
     how.add_argument("--user-agent", default="diptych", metavar="TOKEN", help="named in each request (default diptych)")
     how.add_argument("--ignore-opt-out", action="store_true", help="only for pictures that you have the rights of")

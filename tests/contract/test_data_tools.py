@@ -64,6 +64,16 @@ def test_recipe(name: str, capsys: pytest.CaptureFixture) -> None:
     assert f"recipe {name}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", registry.names("data_tools.sources"))
+def test_source(name: str, tmp_path: Path) -> None:
+    source = registry.find("data_tools.sources", name)
+    assert all(callable(getattr(source, part)) for part in ("claims", "count", "rows"))
+    assert not source.claims(tmp_path / "nowhere")
+    (tmp_path / "file.unknown").touch()
+    assert not source.claims(tmp_path / "file.unknown")
+    assert f"  {name} " in registry.find("data_tools", "build").__doc__, "the help lists every kind"
+
+
 def test_unknown_recipe(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as left:
         cli.main(["build", "--recipe", "iconcap", "--out", "x"])

@@ -238,6 +238,8 @@ def test_real_server(site: str, tmp_path: Path, capsys) -> None:
     assert sum(Site.asked[path] > asked[path] for path in asked if "missing" in path) == 0, "a 404 is final"
     report = json.loads((out / "fetch-report.json").read_text())
     assert (report["samples"], report["passes"]) == (15, [41, 10])
+    assert main(words) == 0
+    assert json.loads((out / "fetch-report.json").read_text()) == report, "a pass that was made is not forgotten"
     names = [path.name for path in sorted(out.glob("*.tar"))]
     assert names == ["train-00000.tar", "train-00001.tar", "train-00003.tar"], "a shard without a picture is none"
     assert set(shards.read_manifest(out)["shards"]) == set(names)
