@@ -26,26 +26,41 @@ class Picture(NamedTuple):
     problem: str  #: why there is none, or ""
 
 
-def render_each(drawings: Sequence[str], *, size: int, kind: str, workers: int, seconds: float) -> Iterator[Picture]:
-    """Yield a picture for each drawing, in order; `kind` is png or webp, `seconds` of processor time are the limit."""
-    hands = [_Hand(size, kind, seconds) for _ in range(min(workers, len(drawings)))]
-    done: dict[int, Picture] = {}
-    given = taken = 0
-    try:
+class Studio:
+    """Processes that draw; `kind` is png or webp, `seconds` of processor time are the limit of one drawing.
+
+    Use as a context manager: no process is left behind. They start with the first drawing.
+    """
+
+    def __init__(self, *, size: int, kind: str, workers: int, seconds: float) -> None:
+        self._words = (size, kind, seconds)
+        self._workers = workers
+        self._hands: list[_Hand] = []
+
+    def draw(self, drawings: Sequence[str]) -> Iterator[Picture]:
+        """Yield a picture for each drawing, in order; to be walked to its end before the next call."""
+        while len(self._hands) < min(self._workers, len(drawings)):
+            self._hands.append(_Hand(*self._words))
+        done: dict[int, Picture] = {}
+        given = taken = 0
         while taken < len(drawings):
-            for hand in hands:
-                if hand.task is None and given < min(len(drawings), taken + AHEAD * len(hands)):
+            for hand in self._hands:
+                if hand.task is None and given < min(len(drawings), taken + AHEAD * len(self._hands)):
                     hand.give(given, drawings[given])
                     given += 1
-            busy = {hand.line: hand for hand in hands if hand.task is not None}
+            busy = {hand.line: hand for hand in self._hands if hand.task is not None}
             for line in wait(list(busy)):
                 number, picture = busy[line].take()  # type: ignore[index]
                 done[number] = picture
             while taken in done:
                 yield done.pop(taken)
                 taken += 1
-    finally:
-        for hand in hands:
+
+    def __enter__(self) -> "Studio":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hand in self._hands:
             hand.stop()
 
 
@@ -69,7 +84,12 @@ class _Hand:
     def give(self, number: int, drawing: str) -> None:
         """Hand over one drawing; a process that died while idle is replaced."""
         self.task = number
-        self.line.send(drawing)
+        try:
+            self.line.send(drawing)
+        except OSError:
+            self.process.join()
+            self.__post_init__()
+            self.line.send(drawing)
 
     def take(self) -> tuple[int, Picture]:
         """Return what became of the drawing."""

@@ -27,7 +27,7 @@ from data_tools._arguments import fraction, positive
 from data_tools._folder import claim
 from data_tools._npm import cache_folder
 from data_tools.recipes._draw import OVERSAMPLE
-from data_tools.recipes._draw_each import render_each
+from data_tools.recipes._draw_each import Studio
 from pretrain.data import format as shards
 from pretrain.data.decode import BadSample
 
@@ -79,13 +79,15 @@ def build(args: argparse.Namespace) -> int:
     if not drawings:
         raise shards.ShardError(f"{package}: holds no drawings under {ROOT}; is it {PACKAGE}?")
     notes = []
-    with claim(args.out) as state, _progress.bar(len(drawings), doing="draw", unit="picture") as bar:
+    studio = Studio(size=args.size, kind=args.format, workers=args.workers, seconds=args.seconds)
+    bar = _progress.bar(len(drawings), doing="draw", unit="picture")
+    with claim(args.out) as state, bar, studio:
         (args.out / shards.MANIFEST).unlink(missing_ok=True)
         for name, part in cut(drawings, shard_size=args.shard_size, validation_fraction=args.validation_fraction):
             mark = _fingerprint(args, part)
             note = _kept(args.out, state, name, mark)
             if note is None:
-                note = {"name": name, "fingerprint": mark, **_write(args, name, part, bar)}
+                note = {"name": name, "fingerprint": mark, **_write(args, name, part, studio, bar)}
                 shards.write_atomic(state / f"{name}.json", json.dumps(note).encode())
             bar.update(sum(n["drawings"] for n in notes) + note["drawings"] - bar.n)
             notes.append(note)
@@ -152,7 +154,7 @@ def captions_of(title: str, keywords: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(text for text in (title, ", ".join(filter(None, (title, listed))), listed) if text))
 
 
-def _write(args: argparse.Namespace, name: str, part: Sequence[Drawing], bar: Any) -> dict[str, Any]:
+def _write(args: argparse.Namespace, name: str, part: Sequence[Drawing], studio: Studio, bar: Any) -> dict[str, Any]:
     """Draw and write one shard; return how it went."""
     bad: list[dict[str, str]] = []
     good: list[tuple[Drawing, dict[str, Any], str]] = []
@@ -161,8 +163,7 @@ def _write(args: argparse.Namespace, name: str, part: Sequence[Drawing], bar: An
             good.append((drawing, record_of(drawing), drawing.data.decode("utf-8-sig")))
         except (BadSample, UnicodeDecodeError) as error:
             bad.append({"key": drawing.key, "where": drawing.name, "reason": str(error)})
-    texts = [text for _, _, text in good]
-    pictures = render_each(texts, size=args.size, kind=args.format, workers=args.workers, seconds=args.seconds)
+    pictures = studio.draw([text for _, _, text in good])
     path = args.out / name
     with shards.ShardWriter(path) as writer:
         for (drawing, record, _), picture in zip(good, pictures, strict=True):

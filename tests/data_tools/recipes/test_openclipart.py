@@ -17,7 +17,7 @@ from data_tools import _deb
 from data_tools.__main__ import main
 from data_tools.recipes import openclipart
 from data_tools.recipes._draw import render
-from data_tools.recipes._draw_each import draw, render_each
+from data_tools.recipes._draw_each import Studio, draw
 from pretrain.data import format as shards
 from tests.data_tools.pictures import read
 
@@ -160,10 +160,20 @@ def endless() -> str:
 
 def test_a_drawing_without_end_costs_only_itself() -> None:
     good = svg("", []).decode()
-    found = list(render_each([good, endless(), good], size=256, kind="png", workers=1, seconds=1))
+    with Studio(size=256, kind="png", workers=1, seconds=1) as studio:
+        found = list(studio.draw([good, endless(), good]))
     assert found[0] == found[2]
     assert found[0].data == draw(good, size=256, kind="png")
     assert found[1].problem == "drawing takes more than 1 s of processor time"
+
+
+def test_a_process_that_is_killed_while_idle_is_replaced() -> None:
+    good = svg("", []).decode()
+    with Studio(size=24, kind="png", workers=1, seconds=5) as studio:
+        first = list(studio.draw([good]))
+        studio._hands[0].process.kill()
+        studio._hands[0].process.join()
+        assert list(studio.draw([good, good])) == [*first, *first]
 
 
 def test_files_of_the_machine_stay_out(tmp_path: Path) -> None:
