@@ -25,8 +25,8 @@ INSTALL = [
 ]
 EXTRAS = {
     "tools": [
-        "resvg_py>=0.1.5",  # renders the icon recipe's SVG without system libraries
-        "pyarrow>=15",  # parquet: what encode writes, and what filters and tables are read from
+        "resvg_py>=0.2.3",  # renders SVG without system libraries (older: not all at the size asked for)
+        "pyarrow>=15",  # parquet: sources of build, what encode writes and filters read (below 14.0.1 it could run code)
         "scikit-learn>=1.4",  # L-BFGS logistic regression of the linear probe
         "open_clip_torch>=2.32",  # CLIP's own BPE table; verifies the open_clip export
     ],
