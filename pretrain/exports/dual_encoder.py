@@ -34,10 +34,10 @@ with torch.no_grad():
     def write(self, model: Pretrained, folder: Path) -> None:
         """Write config, weights, processor and tokenizer."""
         words = model.tokenizer
-        if model.config.text.name == "native":
-            _refuse_transformers_4()
         start = words.end if words.start is None else words.start
         tree = convert_dual_encoder.config_to(model.model, start=start, end=words.end, pad=words.pad)
+        if model.config.text.name == "native":
+            _refuse_transformers_4()
         base.dump(folder / "config.json", tree)
         weights = convert_dual_encoder.weights_to(model.model)
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
