@@ -7,7 +7,7 @@ INSTALL = [
     "torchvision>=0.21",  # timm needs its operators; transforms.v2 for augmentation
     "deepspeed>=0.17.5",  # ZeRO stages 0-3 and the multi-process launcher
     "transformers>=4.56",  # hf: text towers, tokenizers from a folder, the hf export
-    "timm>=1.0.20",  # every vision tower
+    "timm>=1.0.21",  # every vision tower (1.0.20 cannot build one without memory for its weights)
     "webdataset>=0.2.100",  # DataPipeline, on which all data stages run
     "braceexpand>=0.1.7",  # shards-{00000..00099}.tar
     "tensorboard>=2.16.2",  # curves while training (2.16.0 asks for a nightly TensorFlow)
@@ -24,7 +24,7 @@ EXTRAS = {
     "tools": [
         "resvg_py>=0.1.5",  # renders the icon recipe's SVG without system libraries
         "scikit-learn>=1.4",  # L-BFGS logistic regression of the linear probe
-        "open_clip_torch>=2.32",  # CLIP's own BPE table; verifies the open_clip export
+        "open_clip_torch>=3.1",  # CLIP's own BPE table; verifies the open_clip export (3.0: local-dir:, 3.1: eos_id)
     ],
     "dev": [
         "pytest>=8.0",  # the test suite
