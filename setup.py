@@ -7,7 +7,7 @@ INSTALL = [
     "torchvision>=0.21",  # timm needs its operators; transforms.v2 for augmentation
     "deepspeed>=0.17.5",  # ZeRO stages 0-3 and the multi-process launcher
     "transformers>=4.56",  # hf: text towers, tokenizers from a folder, the hf export
-    "timm>=1.0.20",  # every vision tower
+    "timm>=1.0.21",  # every vision tower (1.0.20 cannot build one without memory for its weights)
     "webdataset>=0.2.100",  # DataPipeline, on which all data stages run
     "fsspec>=2024.2",  # shards at URLs of any kind
     "aiohttp>=3.9",  # fsspec's HTTP
@@ -28,7 +28,7 @@ EXTRAS = {
         "resvg_py>=0.2.3",  # renders SVG without system libraries (older: not all at the size asked for)
         "pyarrow>=15",  # parquet: sources of build, what encode writes and filters read (below 14.0.1 it could run code)
         "scikit-learn>=1.4",  # L-BFGS logistic regression of the linear probe
-        "open_clip_torch>=2.32",  # CLIP's own BPE table; verifies the open_clip export
+        "open_clip_torch>=3.1",  # CLIP's own BPE table; verifies the open_clip export (3.0: local-dir:, 3.1: eos_id)
     ],
     "dev": [
         "pytest>=8.0",  # the test suite
