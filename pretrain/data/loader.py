@@ -21,7 +21,6 @@ from pydantic import Field
 from torch.utils.data import DataLoader, Dataset
 
 from pretrain.batch import Batch
-from pretrain.config import Section
 from pretrain.data import index
 from pretrain.data.compose import Composer, Row
 from pretrain.data.decode import MAX_PIXELS
@@ -29,16 +28,17 @@ from pretrain.data.format import ShardError
 from pretrain.data.order import Order, Place, check_divisible
 from pretrain.data.pipeline import Item, Steps, evaluation_batch, training_batch
 from pretrain.data.readers import base
+from pretrain.data.remote import Access
 from pretrain.data.shards import Store
 from pretrain.data.transforms import Augment, Transform
 
 PREFETCH = 2  # batches in flight per worker
 
 
-class Config(Section):
+class Config(Access):
     """The `data:` section."""
 
-    shards: str | list[str]  #: paths with braces, e.g. icons/train-{00000..00011}.tar
+    shards: str | list[str]  #: paths, URLs and @lists with braces, e.g. icons/train-{00000..00011}.tar
     lanes: int = Field(default=64, ge=1)  #: streams that a batch is drawn from side by side
     window: int = Field(default=4, ge=1)  #: shards of a lane that are shuffled together
     workers: int = Field(default=2, ge=0)  #: processes per rank; 0: in the training process itself
@@ -56,7 +56,11 @@ class _Batches(Dataset[Batch]):
         self.order, self.steps, self.rank, self.world = order, steps, rank, world
 
     def __getitem__(self, batch: int) -> Batch:
-        return training_batch(self.order.local(batch, self.rank, self.world), self.order, self.steps)
+        self.steps.store.prefetch(batch, self._places)
+        return training_batch(self._places(batch), self.order, self.steps)
+
+    def _places(self, batch: int) -> list[Place]:
+        return self.order.local(batch, self.rank, self.world)
 
 
 class _Pass(Dataset[Batch]):
@@ -71,11 +75,19 @@ class _Pass(Dataset[Batch]):
         return -(-self.samples // (self.batch_size * self.world))
 
     def __getitem__(self, batch: int) -> Batch:
+        self.steps.store.prefetch(batch, self._places)
         begin = batch * self.batch_size * self.world
-        left = min(self.samples - begin, self.batch_size * self.world)
-        rows = -(-left // self.world)  # the last batch may be smaller, but is equally small on all ranks
-        mine = range(begin + self.rank * rows, min(begin + (self.rank + 1) * rows, begin + left))
-        return evaluation_batch([self._place(n) for n in mine], rows, self.steps, lambda: self._spare(begin))
+        return evaluation_batch(self._places(batch), self._rows(batch), self.steps, lambda: self._spare(begin))
+
+    def _rows(self, batch: int) -> int:
+        """Return the rows of each rank: the last batch may be smaller, but is equally small on all ranks."""
+        left = min(self.samples - batch * self.batch_size * self.world, self.batch_size * self.world)
+        return max(0, -(-left // self.world))
+
+    def _places(self, batch: int) -> list[Place]:
+        begin, rows = batch * self.batch_size * self.world, self._rows(batch)
+        end = min(begin + self.batch_size * self.world, self.samples)
+        return [self._place(n) for n in range(begin + self.rank * rows, min(begin + (self.rank + 1) * rows, end))]
 
     def _place(self, number: int) -> Place:
         shard = bisect.bisect_right(self.starts, number) - 1
@@ -128,7 +140,7 @@ class Loader:
         check_divisible(batch_size, world)
         self.config = config
         self.batch_size = batch_size
-        self.catalog = index.resolve(config.shards)
+        self.catalog = index.resolve(config.shards, config)
         self.order = Order(
             self.catalog.sizes, batch_size=batch_size, lanes=config.lanes, seed=seed, window=config.window
         )
@@ -181,6 +193,7 @@ def scan(
     world: int = 1,
     workers: int = 0,
     max_pixels: int = MAX_PIXELS,
+    access: Access | None = None,
 ) -> Iterator[Batch]:
     """Return one pass over shards: each sample once over all ranks, without augmentation, in the order of the shards.
 
@@ -191,7 +204,7 @@ def scan(
         ConfigError: a bad pattern or reader.
         ShardError: a shard that cannot be used, or no usable sample at all.
     """
-    catalog = index.resolve(shards)
+    catalog = index.resolve(shards, access)
     made = base.make(reader, max_pixels=max_pixels)
     steps = Steps(Store(catalog, seed=0), made, transform, composer, augment=None)
     batches = _Pass(steps, catalog.sizes, batch_size=batch_size, rank=rank, world=world)

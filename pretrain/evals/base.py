@@ -15,16 +15,16 @@ from torch import Tensor
 
 from pretrain import dist
 from pretrain.batch import Batch, Example
-from pretrain.config import Section
 from pretrain.data import loader
 from pretrain.data.compose import Composer
+from pretrain.data.remote import Access
 from pretrain.data.transforms import Transform
 from pretrain.metrics.interval import Score
 
 log = logging.getLogger("diptych")
 
 
-class Config(Section):
+class Config(Access):
     """Base of every eval's section."""
 
     data: str | list[str]  #: shards to score, each sample once
@@ -94,4 +94,5 @@ class Eval:
             batch_size=self.config.batch_size,
             rank=dist.rank(),
             world=dist.world(),
+            access=self.config,
         )
