@@ -91,7 +91,10 @@ def _ask(question: Callable[[], T]) -> T:
         name = type(error).__name__
         if "Credential" in name or "Auth" in name:
             raise base.Refused(f"no valid credentials ({error})") from None
-        raise base.Broken(f"{name}: {error}" if str(error) else name) from None
+        said = (
+            error.strerror if isinstance(error, OSError) and error.strerror else f"{name}: {error}".removesuffix(": ")
+        )
+        raise base.Broken(said) from None
 
 
 def _piece(files: Any, path: str, start: int, stop: int) -> bytes:
