@@ -1,6 +1,7 @@
 """From what a config names to shards with counted samples: dataset.json, indexes, and indexes made on first use."""
 
 import contextlib
+import logging
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from pretrain.data.format import ShardError
 from pretrain.data.names import expand
 from pretrain.data.remote import Access, Url
 
+log = logging.getLogger("diptych")
 CONNECTIONS = 8  # remote indexes that are fetched side by side
 PROCESSES = 8  # at most so many read the headers of local shards
 
@@ -86,6 +88,24 @@ def resolve(shards: str | list[str], access: Access | None = None) -> Catalog:
                 bar.update()
     depot.fits(access, [n for path, n in zip(paths, catalog.lengths) if isinstance(path, Url)])
     return catalog
+
+
+def warn_if_crowded(catalog: Catalog, access: Access, *, shards: int) -> None:
+    """Say so where the cache cannot hold the `shards` shards that all ranks together draw from at a time.
+
+    The batches are the same, but shards are downloaded again and again. A node holds the part of its own ranks.
+    """
+    far = [length for path, length in zip(catalog.paths, catalog.lengths) if isinstance(path, Url)]
+    if not far or access.range_reads or not dist.is_main():
+        return
+    here = min(1.0, int(os.environ.get("LOCAL_WORLD_SIZE", "1")) / dist.world())
+    needed = here * min(shards, len(far)) * sum(far) / len(far) / depot.GIGABYTE
+    if needed > access.cache_gb:
+        log.warning(
+            "data.cache_gb: batches are drawn from %d shards at a time, %.3g GB on this node, the cache holds %g GB; "
+            "they will be downloaded again and again. Raise data.cache_gb, or lower data.lanes or data.window",
+            min(shards, len(far)), needed, access.cache_gb,
+        )  # fmt: skip
 
 
 def _take_listed(catalog: Catalog) -> None:

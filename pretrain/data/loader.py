@@ -141,6 +141,7 @@ class Loader:
         self.config = config
         self.batch_size = batch_size
         self.catalog = index.resolve(config.shards, config)
+        index.warn_if_crowded(self.catalog, config, shards=config.lanes * config.window)
         self.order = Order(
             self.catalog.sizes, batch_size=batch_size, lanes=config.lanes, seed=seed, window=config.window
         )

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Protocol, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
@@ -43,7 +44,7 @@ class Access(Section):
     allow_pipe: bool = False  #: let shards be commands (pipe:) and chains of URLs (a::b), which may run programs
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Url:
     """An object that is not a local file. As text, what is secret in it is left out; `text` is the whole."""
 
@@ -51,6 +52,11 @@ class Url:
 
     def __str__(self) -> str:
         """Return the URL as logs may show it."""
+        return self.shown
+
+    @cached_property
+    def shown(self) -> str:
+        """The URL without what is secret."""
         if self.scheme not in http.SCHEMES:
             return self.text
         parts = urlsplit(self.text)
@@ -58,12 +64,12 @@ class Url:
         host = parts.netloc.rpartition("@")[2]
         return urlunsplit((parts.scheme, host, parts.path, urlencode(query, safe="/:."), ""))
 
-    @property
+    @cached_property
     def scheme(self) -> str:
         """The scheme, in lower case."""
         return self.text.partition(":")[0].lower()
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The shard's base name: equal to the local file's, so that a data set that moved gives the same draws."""
         if self.scheme in pipe.SCHEMES:

@@ -224,11 +224,12 @@ def test_a_cache_that_is_too_small(server, tokenizer, tmp_path):
         batches(f"{server.url}/{NAMES}", tokenizer, tmp_path, cache_gb=1e-6)
 
 
-def test_a_cache_that_holds_one_shard_at_a_time(server, folder, tokenizer, expected, tmp_path):
+def test_a_cache_that_holds_one_shard_at_a_time(server, folder, tokenizer, expected, tmp_path, caplog):
     largest = max(path.stat().st_size for path in folder.glob("*.tar"))
     got = batches(f"{server.url}/{NAMES}", tokenizer, tmp_path, workers=2, cache_gb=(largest + 2000) / 1e9)
     assert equal(got, expected)
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= largest + 2000
+    assert "drawn from 3 shards at a time" in caplog.text
 
 
 def test_lists(server, folder, tmp_path):
