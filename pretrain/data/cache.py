@@ -74,9 +74,11 @@ class Cache:
         """Return a file that is here, open, and note its use; None where it is not."""
         try:
             file = open(f"{self.folder}/{name}", "rb")  # noqa: SIM115 (the caller closes it)
+            os.utime(file.fileno())
         except FileNotFoundError:
             return None
-        os.utime(file.fileno())
+        except OSError as error:
+            raise self._sentence(error) from error
         return file
 
     def open(self, name: str, length: int | None, fill: Callable[[Part], None]) -> IO[bytes]:
@@ -131,10 +133,13 @@ class Cache:
         try:
             yield
         except OSError as error:
-            raise ShardError(
-                f"cache {self.folder}: {error.strerror or error}; name a folder of a local disk with enough room in "
-                "data.cache_dir, or lower data.cache_gb"
-            ) from error
+            raise self._sentence(error) from error
+
+    def _sentence(self, error: OSError) -> ShardError:
+        return ShardError(
+            f"cache {self.folder}: {error.strerror or error}; name a folder of a local disk with enough room in "
+            "data.cache_dir, or lower data.cache_gb"
+        )
 
     def _fill(self, name: str, file: int, length: int | None, fill: Callable[[Part], None]) -> IO[bytes]:
         path = self.folder / (name + PART)

@@ -56,10 +56,11 @@ class _Batches(Dataset[Batch]):
         self.order, self.steps, self.rank, self.world = order, steps, rank, world
 
     def __getitem__(self, batch: int) -> Batch:
-        self.steps.store.prefetch(batch, self._places)
-        return training_batch(self._places(batch), self.order, self.steps)
+        self.steps.store.prefetch(batch, self.places)
+        return training_batch(self.places(batch), self.order, self.steps)
 
-    def _places(self, batch: int) -> list[Place]:
+    def places(self, batch: int) -> list[Place]:
+        """Return this rank's rows of a batch."""
         return self.order.local(batch, self.rank, self.world)
 
 
@@ -149,7 +150,8 @@ class Loader:
         reader = base.make(config.reader, max_pixels=config.max_pixels)
         steps = Steps(self._store, reader, transform, composer, augment=config.augment)
         self._from = _From()
-        self._batches = _batches(_Batches(self.order, steps, rank, world), config.workers, sampler=self._from)
+        self._dataset = _Batches(self.order, steps, rank, world)
+        self._batches = _batches(self._dataset, config.workers, sampler=self._from)
 
     @property
     def samples_per_epoch(self) -> int:
@@ -163,6 +165,7 @@ class Loader:
             ShardError: no usable sample is left to put in a bad one's place, or a shard changed while it was read.
         """
         self._from.start = start_batch
+        self._store.warm(self._dataset.places(start_batch))
         return _plainly(self._batches)
 
     def keys(self, batch: int) -> list[str]:

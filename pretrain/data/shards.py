@@ -3,15 +3,18 @@
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
 import numpy as np
+from tqdm import tqdm
 
+from pretrain import dist
 from pretrain.batch import Record
 from pretrain.data.depot import Depot
 from pretrain.data.format import CutOff, Entry, ShardError, read_members, read_row
-from pretrain.data.index import Catalog
+from pretrain.data.index import CONNECTIONS, Catalog
 from pretrain.data.order import Ints, Place
 from pretrain.data.prefetch import Prefetch
 from pretrain.data.ranges import Ranges
@@ -89,6 +92,15 @@ class Store:
         else:
             self._far.shelf.look(batch, lambda ahead: [p.shard for p in places_of(ahead)])
 
+    def warm(self, places: Iterable[Place]) -> None:
+        """Fetch the shards of the first places, with a progress bar: what follows is fetched while others are read.
+
+        Raises:
+            ShardError: one cannot be fetched.
+        """
+        if self._far is not None and not self._far.depot.ranges:
+            self._far.warm({place.shard for place in places})
+
     def __getstate__(self) -> dict[str, object]:
         return {"catalog": self.catalog, "seed": self.seed}
 
@@ -134,6 +146,21 @@ class _Far:
         self.shelf.used(place.shard)
         with self._open(place.shard, path) as file:  # closed at once: an open file keeps its room on the disk
             return read_members(file, entry)
+
+    def warm(self, shards: set[int]) -> None:
+        """Fetch shards, unless they are more than half of what the cache holds."""
+        missing = [shard for shard in sorted(shards) if not self.here(shard)]
+        if sum(self.catalog.lengths[shard] for shard in missing) > self.depot.cache.limit // 2:
+            return
+        with (
+            ThreadPoolExecutor(CONNECTIONS) as pool,
+            tqdm(total=len(missing), desc="fetching shards", unit="shard", delay=3, disable=not dist.is_main()) as bar,
+        ):
+            try:
+                for _ in pool.map(self.fetch, missing):
+                    bar.update()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def here(self, shard: int) -> bool:
         """Return whether a shard is in the cache, or on its way thanks to another process."""

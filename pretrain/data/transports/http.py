@@ -66,7 +66,8 @@ def _get(url: str, headers: dict[str, str]) -> requests.Response:
             timeout=(base.CONNECT_SECONDS, base.STALL_SECONDS),
         )
     except requests.exceptions.SSLError as error:
-        raise base.Refused(f"no trusted connection ({_root(error)})") from None
+        kind = base.Refused if "CERTIFICATE_VERIFY_FAILED" in str(error) else base.Broken
+        raise kind(f"no trusted connection ({_root(error)})") from None
     except (requests.exceptions.InvalidURL, requests.exceptions.TooManyRedirects, ValueError) as error:
         raise base.Refused(str(error)) from None
     except requests.exceptions.ConnectTimeout:

@@ -142,6 +142,17 @@ def test_a_folder_that_cannot_be_used(tmp_path):
         Cache(tmp_path / "file" / "cache", KIB)
 
 
+def test_a_full_disk(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    store = Cache(tmp_path, 4 * KIB)
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(ShardError, match=r"cache .*No space left on device; name .*or lower data\.cache_gb"):
+        get(store, "a", KIB)
+    assert held(tmp_path) == 0
+
+
 def test_a_fork_does_not_keep_its_parents_locks(tmp_path):
     """The parent is killed in mid-download; its worker lives on, and the room is free all the same."""
     store = Cache(tmp_path, 4 * KIB)

@@ -91,6 +91,13 @@ def test_same_batches_as_from_disk(server, tokenizer, expected, tmp_path, worker
     assert len(server.gets(".tar")) == 3 or ranges
 
 
+def test_some_shards_here_and_some_there(server, folder, tokenizer, expected, tmp_path):
+    shards = [str(folder / "shapes-00000.tar"), f"{server.url}/shapes-{{00001..00002}}.tar"]
+    for ranges in (False, True):
+        assert equal(batches(shards, tokenizer, tmp_path, range_reads=ranges), expected)
+    assert not server.gets("00000.tar")
+
+
 def test_a_pass_for_evaluation(server, folder, tokenizer, tmp_path):
     def keys(shards: str) -> list[str]:
         more = {"transform": Transform(8), "composer": Composer(tokenizer, context_length=16)}
