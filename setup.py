@@ -34,6 +34,7 @@ EXTRAS = {
         "pytest>=8.0",  # the test suite
         "moto[server]>=5.0",  # a real S3 API on loopback, for the tests of remote shards
         "s3fs>=2024.5",  # the client that they use
+        "efficientnet_lite_pytorch>=0.1.0",  # the library whose weights model.vision.weights may name, for parity
         "ruff>=0.6",  # lint and format
         "import-linter>=2.1",  # who may import whom
         "mypy>=1.11",  # types of the foundation

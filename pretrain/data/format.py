@@ -4,7 +4,7 @@ A data set is a folder of plain WebDataset tars. Beside each `train-00042.tar` l
 (where each sample's members are), and one `dataset.json` counts samples and bytes of every shard.
 Readers never trust a member name as a path: names are only split into key and extension.
 
-    train-00042.idx      diptych-index 1 <bytes of the tar>
+    train-00042.idx      diptych-index 1 <bytes of the tar> <crc32 of the lines below; older indexes have none>
                          <key> TAB <ext>:<offset>:<size> TAB <ext>:<offset>:<size> ...
     dataset.json         {"version": 1, "shards": {"train-00042.tar": {"samples": 1000, "bytes": ...}}, "meta": {...}}
                          a shard may have its "sha256" too: who downloads it checks it
@@ -14,12 +14,14 @@ import hashlib
 import json
 import os
 import tarfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple
 
 VERSION = 1
+LARGE = 1 << 24  #: bytes; larger members are checked against the length of the tar before memory is asked for them
 MANIFEST = "dataset.json"
 
 
@@ -65,11 +67,8 @@ def scan(path: str | Path) -> list[Entry]:
         raise _unreadable(path, error, 0) from error
 
 
-def scan_file(file: IO[bytes], name: object, *, ended: bool = False) -> list[Entry]:
+def scan_file(file: IO[bytes], name: object) -> list[Entry]:
     """Return the samples of an open tar that messages call `name`.
-
-    `ended` asks for the mark at the end of the archive: without it, a tar that was cut off between two members, of
-    which nobody else knows the length, would pass for a shorter one.
 
     Raises:
         ShardError: not a tar, or cut off; the message names the byte where reading stopped.
@@ -85,22 +84,37 @@ def scan_file(file: IO[bytes], name: object, *, ended: bool = False) -> list[Ent
                 if reached > size:
                     raise tarfile.ReadError(f"member {member.name!r} ends at byte {reached} of {size}")
                 key, extension = split_name(member.name)
-                if member.isfile() and extension and not member.name.rpartition("/")[2].startswith("."):
+                if extension and not member.isdir() and not member.name.rpartition("/")[2].startswith("."):
+                    if not member.isreg() or member.issparse():
+                        raise tarfile.ReadError(f"member {member.name!r} is a link, a device or sparse: no plain file")
                     if extension in entries.setdefault(key, {}):
                         raise ShardError(
                             f"shard {name}: two members are called {member.name!r}; rebuild the shard with unique keys"
                         )
                     entries[key][extension] = (member.offset_data, member.size)
             stop = tar.offset
-        file.seek(stop)
-        mark = file.read(tarfile.BLOCKSIZE)
-        if mark.strip(b"\0"):  # tarfile takes a damaged header in mid-file for the end of the archive
-            raise tarfile.ReadError(f"the header at byte {stop} of {size} is damaged")
-        if ended and not mark and stop >= size:
-            raise tarfile.ReadError(f"it ends after {size} bytes without the mark of an archive's end")
-    except (tarfile.TarError, EOFError, OSError) as error:
+        _check_end(file, stop, size)
+    except ShardError:
+        raise
+    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:  # tarfile lets its own slips out
         raise _unreadable(name, error, reached) from error
     return [Entry(key, members) for key, members in entries.items()]
+
+
+def _check_end(file: IO[bytes], stop: int, size: int) -> None:
+    """Check that nothing but zeros follows the last member, and enough of them to tell an end from a cut.
+
+    tarfile takes a damaged header, or a cut between two members, for the end of the archive.
+    """
+    file.seek(stop)
+    mark = file.read(tarfile.BLOCKSIZE)
+    if mark.strip(b"\0"):
+        raise tarfile.ReadError(f"the header at byte {stop} of {size} is damaged")
+    if len(mark) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"after {size} bytes it ends without the mark of an archive's end: it was cut off")
+    while block := file.read(1 << 20):
+        if block.strip(b"\0"):
+            raise tarfile.ReadError(f"behind its end at byte {stop} there is more: two tars in one, or damage")
 
 
 def _unreadable(name: object, error: Exception, reached: int) -> ShardError:
@@ -112,11 +126,12 @@ def _unreadable(name: object, error: Exception, reached: int) -> ShardError:
 
 def index_bytes(length: int, entries: Iterable[Entry]) -> bytes:
     """Return what the index of a tar of `length` bytes holds."""
-    lines = [f"diptych-index {VERSION} {length}"]
+    lines = []
     for key, members in entries:
         cells = [f"{json.dumps(ext)[1:-1]}:{offset}:{size}" for ext, (offset, size) in members.items()]
-        lines.append("\t".join([json.dumps(key), *cells]))
-    return "\n".join(lines).encode() + b"\n"
+        lines.append("\t".join([json.dumps(key), *cells]) + "\n")
+    rows = "".join(lines).encode()
+    return f"diptych-index {VERSION} {length} {zlib.crc32(rows):08x}\n".encode() + rows
 
 
 def write_index(shard: str | Path, entries: Iterable[Entry]) -> Path:
@@ -133,7 +148,7 @@ def read_head(data: bytes, shard: object) -> int:
         ShardError: it is no index, or of another version.
     """
     try:
-        word, version, size = data.partition(b"\n")[0].decode("ascii").split(" ")
+        word, version, size, *_ = data.partition(b"\n")[0].decode("ascii").split(" ")
         if (word, int(version)) != ("diptych-index", VERSION):
             raise ValueError(f"version {version}, expected {VERSION}")
         return int(size)
@@ -143,17 +158,47 @@ def read_head(data: bytes, shard: object) -> int:
         ) from error
 
 
-def check_head(data: bytes, shard: object, length: int) -> None:
-    """Check that an index was made for a tar of this length.
+def check_index(data: bytes, shard: object, length: int) -> None:
+    """Check an index: its lines against the checksum in the first, where it has one, and the length of its tar.
 
     Raises:
-        ShardError: it is broken, or belongs to a tar of another length.
+        ShardError: it is cut off or damaged, or belongs to a tar of another length.
     """
     listed = read_head(data, shard)
+    head, _, rows = data.partition(b"\n")
+    checksum = head.split(b" ")[3:]
+    if not data.endswith(b"\n") or (checksum and checksum != [b"%08x" % zlib.crc32(rows)]):
+        raise ShardError(f"index of {shard}: cut off or damaged; run `python -m data_tools index {shard}`")
     if listed != length:
         raise ShardError(
             f"index of {shard}: made for a tar of {listed} bytes, the shard has {length}: fetch the shard again if it "
             f"was cut off, or run `python -m data_tools index {shard}`"
+        )
+
+
+def header_at(entry: Entry) -> int:
+    """Return where the header of a sample's first member begins, a block of tarfile.BLOCKSIZE bytes."""
+    return max(0, min(offset for offset, _ in entry.members.values()) - tarfile.BLOCKSIZE)
+
+
+def check_header(header: bytes, shard: object, entry: Entry) -> None:
+    """Check that a tar has a sample where its index says: an index of another tar may fit its length.
+
+    Raises:
+        ShardError: there is another member, or none.
+    """
+    extension, (offset, size) = min(entry.members.items(), key=lambda member: member[1])
+    name = f"{entry.key}.{extension}"
+    try:
+        found = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+        fits = found.size == size or size >= 8 << 30  # larger sizes and odd names stand in blocks of their own
+        fits &= found.name.lower() == name.lower() or not name.isascii() or len(name) >= tarfile.LENGTH_NAME
+    except tarfile.HeaderError:
+        fits = False
+    if not fits:
+        raise ShardError(
+            f"index of {shard}: says that {name!r} is at byte {offset}, which it is not; "
+            f"run `python -m data_tools index {shard}`"
         )
 
 
@@ -166,7 +211,10 @@ def read_row(row: bytes) -> Entry:
     key, *cells = row.decode("ascii").split("\t")
     places = (cell.rsplit(":", 2) for cell in cells)
     members = {json.loads(f'"{ext}"') if "\\" in ext else ext: (int(at), int(size)) for ext, at, size in places}
-    return Entry(json.loads(key), members)
+    name = json.loads(key)
+    if not isinstance(name, str) or not all(0 <= at < 1 << 62 and 0 <= size < 1 << 62 for at, size in members.values()):
+        raise ValueError(f"no key and places: {row!r:.100}")
+    return Entry(name, members)
 
 
 def read_index(shard: str | Path) -> list[Entry]:
@@ -176,11 +224,12 @@ def read_index(shard: str | Path) -> list[Entry]:
         ShardError: the index is broken or belongs to a tar of another length.
         FileNotFoundError: there is no index.
     """
-    head, *rows = index_path(shard).read_bytes().removesuffix(b"\n").split(b"\n")
-    check_head(head, shard, os.path.getsize(shard))
+    data = index_path(shard).read_bytes()
+    check_index(data, shard, os.path.getsize(shard))
+    _, *rows = data.removesuffix(b"\n").split(b"\n")
     try:
         return [read_row(row) for row in rows]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ShardError(
             f"index {index_path(shard)}: not readable ({error}); run `python -m data_tools index {shard}`"
         ) from error
@@ -299,10 +348,15 @@ def parse_manifest(data: bytes, where: object) -> dict[str, Any]:
     """
     try:
         tree = json.loads(data)
-        if tree["version"] != VERSION or not isinstance(tree["shards"], dict):
-            raise ValueError(f"version {tree['version']}, expected {VERSION}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ShardError(f"{where}: not a readable manifest ({error}); run `python -m data_tools index`") from error
+        if tree["version"] != VERSION:
+            raise ValueError(f"version {tree['version']!r}, expected {VERSION}")
+        for name, counts in tree["shards"].items():
+            if not all(type(counts[what]) is int for what in ("samples", "bytes")):
+                raise ValueError(f"no numbers for {name!r}")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ShardError(
+            f"{where}: not a readable manifest ({error!r:.200}); run `python -m data_tools index`"
+        ) from error
     return dict(tree)
 
 
@@ -310,10 +364,12 @@ def read_members(file: IO[bytes], entry: Entry) -> dict[str, bytes]:
     """Return the bytes of one sample from an open tar.
 
     Raises:
-        CutOff: the tar ends before the member does.
+        CutOff: the tar ends before the member does, or the index is not its own.
     """
     out = {}
     for extension, (offset, size) in entry.members.items():
+        if size > LARGE and offset + size > file.seek(0, os.SEEK_END):
+            raise CutOff(f"member {entry.key}.{extension}: bytes {offset} to {offset + size} lie outside the tar")
         file.seek(offset)
         data = file.read(size)
         if len(data) != size:

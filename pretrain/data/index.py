@@ -47,7 +47,7 @@ class Catalog:
             data = self.depot.index(path, self.lengths[shard] or None, self.sizes[shard] or None)
         else:
             data = self.inline.get(shard) or _local(path)
-            format.check_head(data, path, self.lengths[shard])
+            format.check_index(data, path, self.lengths[shard])
             if not format.index_path(path).exists():
                 self.inline[shard] = data
         samples = data.count(b"\n") - 1

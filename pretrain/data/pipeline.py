@@ -13,6 +13,7 @@ from typing import Any
 from webdataset import DataPipeline
 
 from pretrain.batch import Batch, Example
+from pretrain.config import ConfigError
 from pretrain.data.compose import Composer, Row
 from pretrain.data.decode import BadSample
 from pretrain.data.format import ShardError
@@ -57,6 +58,7 @@ class Steps:
     def __init__(
         self, store: Store, reader: Reader, transform: Transform, composer: Composer, *, augment: Augment | None
     ) -> None:
+        check_still(reader, augment)
         self.store, self.reader, self.transform, self.composer = store, reader, transform, composer
         self.augment = augment
 
@@ -82,12 +84,28 @@ class Steps:
         return [_map(self.record), _map(self.example), _map(self.row)]
 
     def _row(self, example: Example) -> Row:
-        if self.augment is None:
+        if example.boxes_K4 is not None:
+            rng = generator(example.draw)
+            images = [self.transform.whole(image_HWC, self.augment, rng) for image_HWC in example.images]
+        elif self.augment is None:
             images = [self.transform.evaluate(image_HWC) for image_HWC in example.images]
         else:
             rng = generator(example.draw)
             images = [self.transform.train(image_HWC, self.augment, rng) for image_HWC in example.images]
         return self.composer.row(example, images)
+
+
+def check_still(reader: Reader, augment: Augment | None) -> None:
+    """Refuse an augmentation that would move pictures away from the boxes of their reader.
+
+    Raises:
+        ConfigError: with the keys to leave out.
+    """
+    if reader.boxes and augment is not None and augment.moving():
+        raise ConfigError(
+            f"data.augment: {', '.join(augment.moving())} would move the pictures away from the boxes that this "
+            "data.reader gives; leave these keys out, colours may change"
+        )
 
 
 def _attempt(item: Travelling, function: Callable[[Any], Any]) -> Travelling:

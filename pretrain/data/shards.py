@@ -1,6 +1,7 @@
 """Records by place: indexed access to local tars, cached downloads and ranges, with few files and indexes open."""
 
 import os
+import tarfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from tqdm import tqdm
 from pretrain import dist
 from pretrain.batch import Record
 from pretrain.data.depot import Depot
-from pretrain.data.format import CutOff, Entry, ShardError, read_members, read_row
+from pretrain.data.format import CutOff, Entry, ShardError, check_header, header_at, read_members, read_row
 from pretrain.data.index import CONNECTIONS, Catalog
 from pretrain.data.order import Ints, Place
 from pretrain.data.prefetch import Prefetch
@@ -37,6 +38,17 @@ class _Index:
         return read_row(self.data[int(self.ends[member]) + 1 : int(self.ends[member + 1])])
 
 
+def check(file: IO[bytes], path: Path | Url, entry: Entry) -> None:
+    """Check that an open tar has a sample where its index says.
+
+    Raises:
+        ShardError: it has not.
+    """
+    if entry.members:
+        file.seek(header_at(entry))
+        check_header(file.read(tarfile.BLOCKSIZE), path, entry)
+
+
 class Store:
     """Reads samples of a catalog by place. Cheap to copy into a worker: files are opened where they are used."""
 
@@ -45,6 +57,7 @@ class Store:
         self.seed = seed
         self._files: OrderedDict[int, IO[bytes]] = OrderedDict()
         self._indexes: OrderedDict[int, _Index] = OrderedDict()
+        self._checked: set[int] = set()  # shards that are known to be where their index says
         self._owner = os.getpid()
         self._far = _Far(catalog, catalog.depot) if catalog.depot is not None else None
 
@@ -65,7 +78,11 @@ class Store:
                 members = self._far.members(place, path, entry)
             else:
                 assert isinstance(path, Path)
-                members = read_members(self._file(place.shard, path), entry)
+                file = self._file(place.shard, path)
+                if place.shard not in self._checked:
+                    check(file, path, entry)
+                members = read_members(file, entry)
+                self._checked.add(place.shard)
         except CutOff as error:
             raise ShardError(f"shard {path}: {error}; it changed while it was read, fetch or build it again") from None
         # the name, not the folder: a data set that moved gives the same draws; odd bytes in a foreign key must hash too
@@ -108,13 +125,21 @@ class Store:
         self.__init__(state["catalog"], seed=state["seed"])  # type: ignore[misc, arg-type]
 
     def _entry(self, place: Place) -> Entry:
-        index = self._indexes.get(place.shard)
-        if index is None:
-            index = self._indexes[place.shard] = _Index(self.catalog.index(place.shard))
-            if len(self._indexes) > OPEN_INDEXES:
-                self._indexes.popitem(last=False)
-        self._indexes.move_to_end(place.shard)
-        return index.entry(place.member)
+        index, path = self._indexes.get(place.shard), self.catalog.paths[place.shard]
+        try:
+            if index is None:
+                index = self._indexes[place.shard] = _Index(self.catalog.index(place.shard))
+                if len(self._indexes) > OPEN_INDEXES:
+                    self._indexes.popitem(last=False)
+            self._indexes.move_to_end(place.shard)
+            return index.entry(place.member)
+        except ShardError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise ShardError(
+                f"index of {path}: line {place.member + 2} is not readable ({error!r:.200}); "
+                f"run `python -m data_tools index {path}`"
+            ) from error
 
     def _file(self, shard: int, path: Path) -> IO[bytes]:
         if self._owner != os.getpid():  # a fork shares file positions with its parent: open anew
@@ -138,6 +163,7 @@ class _Far:
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self.shelf = Prefetch(self, ahead=depot.cache.limit // AHEAD // ranks // max(1, largest))
         self.ranges = Ranges(depot)
+        self._checked: set[int] = set()
 
     def members(self, place: Place, path: Url, entry: Entry) -> dict[str, bytes]:
         """Return the bytes of a sample."""
@@ -145,6 +171,9 @@ class _Far:
             return self.ranges.members(place, path, entry)
         self.shelf.used(place.shard)
         with self._open(place.shard, path) as file:  # closed at once: an open file keeps its room on the disk
+            if place.shard not in self._checked:
+                check(file, path, entry)
+            self._checked.add(place.shard)
             return read_members(file, entry)
 
     def warm(self, shards: set[int]) -> None:

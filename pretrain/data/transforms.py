@@ -53,6 +53,14 @@ class Augment(Section):
             raise ValueError("two positive numbers, the smaller first")
         return value
 
+    def moving(self) -> list[str]:
+        """Return the keys that were set to move pixels about; the default crop counts as not set."""
+        still: dict[str, tuple[object, ...]] = {
+            "scale": ((0.9, 1.0), (1.0, 1.0)), "ratio": ((3 / 4, 4 / 3), (1.0, 1.0)), "zoom": ((1.0, 1.0),),
+            "flip": (0,), "rotate": (0,), "translate": (0,),
+        }  # fmt: skip
+        return [name for name, values in still.items() if getattr(self, name) not in values]
+
 
 LUMA_C = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
@@ -99,6 +107,14 @@ class Transform:
         image = affine(Image.fromarray(image_HWC), augment, rng)
         image = crop(image, augment, rng, self.size, self._filter)
         return self._normalise(colour(flip(image, augment, rng), augment, rng))
+
+    def whole(self, image_HWC: Pixels, augment: Augment | None, rng: np.random.Generator) -> Floats:
+        """Return float32 [3, S, S]: all of the picture squashed to the square, so that boxes in [0, 1] stay right.
+
+        Of `augment`, the colour changes happen; nothing moves.
+        """
+        image = _resize(Image.fromarray(image_HWC), (self.size, self.size), self._filter)
+        return self._normalise(image if augment is None else colour(image, augment, rng))
 
     def _normalise(self, image: Image.Image) -> Floats:
         out_CHW = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")
