@@ -100,12 +100,10 @@ def _stack(images: list[Pixels]) -> Tensor:
 
     A worker writes them to shared memory at once, as torch's own collate does: what is sent is a handle.
     """
-    first = torch.from_numpy(images[0])
-    out_NHWC = first.new_empty(0)
+    out_NHWC = torch.empty(0, dtype=torch.uint8)
     if get_worker_info() is not None:
-        storage = torch.UntypedStorage._new_shared(len(images) * images[0].nbytes)
-        out_NHWC = first.new(storage)
-    out_NHWC = out_NHWC.resize_(len(images), *first.shape)
+        out_NHWC = out_NHWC.new(torch.UntypedStorage._new_shared(len(images) * images[0].nbytes))
+    out_NHWC = out_NHWC.resize_(len(images), *images[0].shape)
     target_NHWC = out_NHWC.numpy()
     for number, image_HWC in enumerate(images):
         target_NHWC[number] = image_HWC
