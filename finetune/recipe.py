@@ -26,12 +26,16 @@ class Data(loader.Config):
     lanes: int = Field(default=1, ge=1)  #: small data: one stream that is shuffled as a whole
     order: Literal["exact"] = "exact"  #: splits and shots are counted
 
-    @field_validator("shards", "reader", mode="before")
+    @field_validator("shards", "reader", "blend", mode="before")
     @classmethod
     def _not_here(cls, value: Any, info: ValidationInfo) -> Any:
         if value:
             raise ValueError(f"the task says what is read: use task.data instead of data.{info.field_name}")
         return value
+
+    @model_validator(mode="after")
+    def _what_is_read(self) -> "Data":
+        return self  # the task names shards when the run is built
 
 
 class Checkpoint(checkpoint.Config):

@@ -82,9 +82,8 @@ def build_composer(model: vlm.Config, words: Tokenizer) -> Composer:
 
 
 def build_transform(model: vlm.Config) -> Transform:
-    """Return what turns an Example's picture into pixels of the size and spread that the tower expects."""
-    v = model.vision
-    return Transform(v.image_size, mean=v.mean, std=v.std, interpolation=v.interpolation)
+    """Return what turns an Example's picture into pixels of the size that the tower expects."""
+    return Transform(model.vision.image_size, interpolation=model.vision.interpolation)
 
 
 def build_tokenizer(model: vlm.Config) -> Tokenizer:

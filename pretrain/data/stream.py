@@ -39,6 +39,7 @@ from pretrain.data.order import Place, check_divisible, permutation
 from pretrain.data.pipeline import Failure, Item, Steps, Travelling
 from pretrain.data.readers import base
 from pretrain.data.shards import Store
+from pretrain.data.sources import Source
 from pretrain.data.transforms import Transform
 from pretrain.dist import hash64
 
@@ -71,7 +72,8 @@ class StreamLoader:
         self.config, self.batch_size, self.seed, self.world = config, batch_size, seed, world
         self.urls = expand(config.shards, allow_pipe=config.allow_pipe)
         reader = base.make(config.reader, max_pixels=config.max_pixels)
-        steps = Steps(Store(Catalog([], []), seed=seed), reader, transform, composer, augment=config.augment)
+        source = Source("", Store(Catalog([], [], []), seed=seed), reader)
+        steps = Steps([source], transform, composer, augment=config.augment)
         self._samples = _Samples(self, steps, rank=rank)
         self._used: list[int] = []  # shards that each worker of this rank has used up since the start
 

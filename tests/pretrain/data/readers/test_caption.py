@@ -1,21 +1,11 @@
 """Which caption is read, which one is drawn, and what makes two the same."""
 
-import json
-
 import pytest
 
-from pretrain.batch import Record
 from pretrain.config import ConfigError
-from pretrain.data import synthetic
 from pretrain.data.decode import BadSample
 from pretrain.data.readers import base
-
-PNG = synthetic.sample(0, size=8, seed=0)["png"]
-
-
-def record(draw: int = 0, **fields: object) -> Record:
-    members = {k: v if isinstance(v, bytes) else json.dumps(v).encode() for k, v in fields.items()}
-    return Record("k", "a.tar", {"png": PNG, **members}, draw=draw)
+from tests.tiny import record
 
 
 def test_one_of_several_captions_is_drawn():
@@ -47,6 +37,14 @@ def test_templates_and_group():
     assert {example.group for example in found} == {"5"}
     with pytest.raises(BadSample, match="no 'id'"):
         reader.read(record(txt=b"x", json={}))
+
+
+def test_all_captions_are_kept():
+    reader = base.make({"caption": {"keep_all": True, "templates": ["an icon of {}"]}})
+    example = reader.read(record(json={"captions": ["a cat", "b ", "a cat", "b"]}))
+    assert example.meta["captions"] == ["an icon of a cat", "an icon of b"]
+    assert example.suffix in example.meta["captions"]
+    assert reader.read(record(txt=b"one")).meta["captions"] == ["an icon of one"]
 
 
 @pytest.mark.parametrize(
