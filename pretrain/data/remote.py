@@ -153,7 +153,7 @@ class Remote:
             return None  # without running the command for it
 
         def ask() -> int | None:
-            stream = _transport(source).open(source.text, 0)
+            stream = transport(source).open(source.text, 0)
             stream.close()
             return stream.length
 
@@ -169,7 +169,7 @@ class Remote:
         """
 
         def ask() -> bytes:
-            stream = _transport(source).open(source.text, 0)
+            stream = transport(source).open(source.text, 0)
             try:
                 data = b"".join(stream.chunks)
             finally:
@@ -191,7 +191,7 @@ class Remote:
         Raises:
             ShardError: they cannot be read.
         """
-        return self._persist(source, lambda: _transport(source).read(source.text, start, stop))
+        return self._persist(source, lambda: transport(source).read(source.text, start, stop))
 
     def fill(self, source: Url, sink: Sink, *, length: int | None, sha256: str = "") -> None:
         """Write an object whole and checked into a sink; after a break, go on where it broke if the server can.
@@ -248,7 +248,7 @@ class _Body:
 
     def attempt(self) -> None:
         """Read on from where the last try ended."""
-        stream = _transport(self.source).open(self.source.text, self.sink.offset)
+        stream = transport(self.source).open(self.source.text, self.sink.offset)
         try:
             expected = self.length if self.length is not None else stream.length
             if stream.length not in (None, expected):
@@ -283,7 +283,8 @@ class _Body:
             raise base.Broken(f"its MD5 is {got}, the server says {md5}")
 
 
-def _transport(source: Url) -> base.Transport:
+def transport(source: Url) -> base.Transport:
+    """Return what opens a URL, without trying again."""
     if source.scheme in http.SCHEMES:
         return http.Transport()
     if source.scheme in pipe.SCHEMES:

@@ -15,22 +15,18 @@ fewer shards than slots, several slots are in the same shard at once, in differe
 import functools
 import hashlib
 import itertools
-import os
 import random
-import time
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import fsspec
 import torch
 import webdataset
-from braceexpand import braceexpand
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pretrain.batch import Batch, Record
-from pretrain.config import ConfigError
-from pretrain.data import tar_stream
+from pretrain.data import names, tar_stream
 from pretrain.data.compose import Composer, Row
 from pretrain.data.format import ShardError
 from pretrain.data.index import Catalog
@@ -38,12 +34,12 @@ from pretrain.data.loader import PREFETCH, Config, _plainly, start_worker
 from pretrain.data.order import Place, check_divisible, permutation
 from pretrain.data.pipeline import Failure, Item, Steps, Travelling
 from pretrain.data.readers import base
+from pretrain.data.remote import Url
 from pretrain.data.shards import Store
 from pretrain.data.sources import Source
 from pretrain.data.transforms import Transform
 from pretrain.dist import hash64
 
-TRIES, PAUSE = 3, 1.0  # attempts at a shard, and seconds before the second one; twice as long before the third
 MAX_BAD_SAMPLES, MAX_BAD_SHARDS = 1000, 30  # so many in a row are no accident
 
 
@@ -70,10 +66,13 @@ class StreamLoader:
     ) -> None:
         check_divisible(batch_size, world)
         self.config, self.batch_size, self.seed, self.world = config, batch_size, seed, world
-        self.urls = expand(config.shards, allow_pipe=config.allow_pipe)
+        self.shards = names.expand(config.shards, config)
+        missing = next((path for path in self.shards if isinstance(path, Path) and not path.is_file()), None)
+        if missing is not None:
+            raise ShardError(f"shard {missing}: no such file; check data.shards and its braces")
         reader = base.make(config.reader, max_pixels=config.max_pixels)
         source = Source("", Store(Catalog([], [], []), seed=seed), reader)
-        steps = Steps([source], transform, composer, augment=config.augment)
+        steps = Steps([source], transform, composer, augment=config.augment, decode=config.decode)
         self._samples = _Samples(self, steps, rank=rank)
         self._used: list[int] = []  # shards that each worker of this rank has used up since the start
 
@@ -116,59 +115,20 @@ class StreamLoader:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what defines the order of samples: a resumed run must agree on all of it."""
-        names = "\n".join(_name(url) for url in self.urls)
+        words = "\n".join(shard.name for shard in self.shards)
         return {
-            "shards": hashlib.blake2b(names.encode(), digest_size=8).hexdigest(),
+            "shards": hashlib.blake2b(words.encode(), digest_size=8).hexdigest(),
             "order": self.config.order,
             "seed": self.seed,
             "batch_size": self.batch_size,
         }
 
 
-def expand(shards: str | list[str], *, allow_pipe: bool) -> list[str]:
-    """Return the paths, URLs and commands that a `data.shards` value names, braces expanded, in the order given.
-
-    Raises:
-        ConfigError: nothing named, named twice, a pipe that is not allowed, or a kind of URL that cannot be read.
-        ShardError: a local shard that is missing.
-    """
-    words = [shards] if isinstance(shards, str) else shards
-    try:
-        urls = [url for word in words for url in braceexpand(word) if url]
-    except ValueError as error:
-        raise ConfigError(
-            f"data.shards: {words} has broken braces ({error}); write train-{{00000..00011}}.tar"
-        ) from None
-    if not urls:
-        raise ConfigError("data.shards: names no shard; write e.g. https://host/train-{00000..00011}.tar")
-    if len(set(urls)) < len(urls):
-        twice = next(url for url in urls if urls.count(url) > 1)
-        raise ConfigError(f"data.shards: {twice!r} is named twice; name each shard once")
-    for url in urls:
-        if url.startswith("pipe:"):
-            if not allow_pipe:
-                raise ConfigError(f"data.shards: {url!r} runs a command; set data.allow_pipe=true if you trust it")
-        elif tar_stream.SCHEME.match(url):
-            _refuse_unreadable(url)
-        elif not os.path.isfile(os.path.expanduser(url)):
-            raise ShardError(f"shard {url}: no such file; check data.shards and its braces")
-    return urls
-
-
-def _refuse_unreadable(url: str) -> None:
-    if "::" in url:
-        raise ConfigError(f"data.shards: {url!r} chains file systems; name the shard itself, e.g. s3://bucket/a.tar")
-    try:
-        fsspec.get_filesystem_class(url.partition(":")[0])
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"data.shards: {url!r} cannot be read: {error}") from None
-
-
 class _Samples(IterableDataset[tuple[Batch, int]]):
     """What a worker process gets: all it takes to read the shards of its slot."""
 
     def __init__(self, loader: StreamLoader, steps: Steps, *, rank: int) -> None:
-        self.urls, self.seed, self.steps = loader.urls, loader.seed, steps
+        self.shards, self.seed, self.steps = loader.shards, loader.seed, steps
         self.rows = loader.batch_size // loader.world
         self.buffer = loader.config.buffer
         self.rank, self.world = rank, loader.world
@@ -203,54 +163,38 @@ class _Slot:
         """Yield (epoch, number of the shard) for ever."""
         known, order = -1, permutation(1, "")
         for place in itertools.count(first, self.slots):
-            epoch, position = divmod(place, len(self.of.urls))
+            epoch, position = divmod(place, len(self.of.shards))
             if epoch != known:
-                known, order = epoch, permutation(len(self.of.urls), self.of.seed, epoch, "shards")
+                known, order = epoch, permutation(len(self.of.shards), self.of.seed, epoch, "shards")
             yield epoch, int(order[position])
 
     def _records(self, shards: Iterator[tuple[int, int]]) -> Iterator[Travelling]:
         """Yield what the shards hold, raw; a shard that breaks is listed and left."""
         failed = 0
         for epoch, number in shards:
-            before = self.read
+            shard, before = self.of.shards[number], self.read
             try:
-                for item in self._shard(epoch, number):
+                for member, sample in enumerate(tar_stream.samples(shard)):
                     self.read += 1
-                    yield item
+                    yield self._travelling(Place(epoch, self.read, number, member), shard, sample)
                 failed = 0
             except tar_stream.Broken as error:
-                url = self.of.urls[number]
-                self.news.append({"epoch": str(epoch), "shard": url, "key": error.key, "reason": f"shard: {error}"})
+                line = {"epoch": str(epoch), "shard": str(shard), "key": error.key, "reason": f"shard: {error}"}
+                self.news.append(line)
                 failed = 0 if self.read > before else failed + 1
                 if failed >= MAX_BAD_SHARDS:
                     raise ShardError(
-                        f"shard {url}: {error}; nor did the {failed - 1} shards before it give anything"
+                        f"shard {shard}: {error}; the {failed - 1} before it gave nothing either"
                     ) from None
             self.ends.append(self.read)
 
-    def _shard(self, epoch: int, number: int) -> Iterator[Travelling]:
-        """Yield the samples of a shard; where the connection breaks, open it again and pass over what is known."""
-        url, done = self.of.urls[number], 0
-        for attempt in range(1, TRIES + 1):
-            try:
-                for member, sample in enumerate(tar_stream.samples(url)):
-                    if member >= done:
-                        done += 1
-                        yield self._travelling(Place(epoch, self.read, number, member), sample)
-                return
-            except tar_stream.Broken as error:
-                if attempt == TRIES or not error.again or not tar_stream.SCHEME.match(url):
-                    raise
-                time.sleep(PAUSE * 2 ** (attempt - 1))
-
-    def _travelling(self, place: Place, sample: tar_stream.Sample) -> Travelling:
-        url = self.of.urls[place.shard]
+    def _travelling(self, place: Place, shard: Path | Url, sample: tar_stream.Sample) -> Travelling:
         if sample.reason:
-            return Failure(place, url, sample.key, sample.reason)
+            return Failure(place, str(shard), sample.key, sample.reason)
         key = sample.key.encode("utf-8", "backslashreplace").decode()
-        draw = hash64(self.of.seed, place.epoch, _name(url), key)  # as in the exact order
-        record = Record(sample.key, url, sample.fields, epoch=place.epoch, draw=draw)
-        return Item(place, record, url, sample.key)
+        draw = hash64(self.of.seed, place.epoch, shard.name, key)  # as in the exact order
+        record = Record(sample.key, str(shard), sample.fields, epoch=place.epoch, draw=draw)
+        return Item(place, record, str(shard), sample.key)
 
     def _usable(self, items: Iterator[Travelling]) -> Iterator[Row]:
         failed = 0
@@ -276,8 +220,3 @@ class _Slot:
             batch = self.of.steps.composer.collate(list(itertools.islice(rows, self.of.rows)))
             batch.bad, self.news = self.news, []
             yield batch, self.used
-
-
-def _name(url: str) -> str:
-    """Return the base name of a path or URL: shards that moved give the same draws. A command is its own name."""
-    return url if url.startswith("pipe:") else url.partition("?")[0].rpartition("/")[2]

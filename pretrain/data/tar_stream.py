@@ -5,33 +5,31 @@ damaged (tarfile takes both for the end of the archive). Here a shard ends with 
 `Broken` that says at which byte. The last sample before it is not used: members of it may be missing.
 """
 
+import contextlib
 import gzip
 import io
-import os
-import re
-import signal
-import subprocess
 import tarfile
+import time
 import zlib
-from collections.abc import Callable, Iterator
-from typing import IO, Any, NamedTuple
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import fsspec
-
+from pretrain.data import remote
 from pretrain.data.format import split_name
+from pretrain.data.remote import Url
+from pretrain.data.transports import base
 
-SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:")
 CHUNK = 1 << 18
-CONNECT_SECONDS, STALL_SECONDS = 30, 60
+TRIES, PAUSE = 3, 1.0  # attempts without a new byte, and seconds before the second one; twice as long before the third
 
 
 class Broken(Exception):
     """A shard that cannot be read to its end; the message says why and at which byte."""
 
-    def __init__(self, reason: str, *, key: str = "", again: bool = False) -> None:
+    def __init__(self, reason: str, *, key: str = "") -> None:
         super().__init__(reason)
         self.key = key  #: the sample that was being read
-        self.again = again  #: whether another attempt may go better
 
 
 class Sample(NamedTuple):
@@ -42,8 +40,8 @@ class Sample(NamedTuple):
     reason: str = ""  #: why the sample cannot be used; empty: it can
 
 
-def samples(url: str) -> Iterator[Sample]:
-    """Yield the samples of a local path, a URL or a `pipe:` command in file order; gzip is unpacked on the way.
+def samples(source: Path | Url) -> Iterator[Sample]:
+    """Yield the samples of a file, a URL or a `pipe:` command in file order; gzip is unpacked on the way.
 
     Members of a sample must be neighbours, as in every WebDataset. Member names are only split into key and extension.
 
@@ -52,8 +50,7 @@ def samples(url: str) -> Iterator[Sample]:
     """
     current = Sample("", {})
     try:
-        with _open(url) as body:
-            body.unpack()
+        with _Body(source) as body:
             for key, extension, data in _members(body):
                 if key != current.key:
                     if current.fields:
@@ -61,8 +58,9 @@ def samples(url: str) -> Iterator[Sample]:
                     current = Sample(key, {})
                 if extension in current.fields:
                     current = current._replace(reason=f"two members are called {key}.{extension}")
-                current.fields[extension] = data
-            body.finish()
+                if data is None:
+                    current = current._replace(reason=f"{key}.{extension} is a link, a device or sparse: no plain file")
+                current.fields[extension] = data or b""
     except Broken as error:
         if error.key != current.key and error.key and current.fields:
             yield current  # the next one had begun
@@ -76,29 +74,30 @@ def samples(url: str) -> Iterator[Sample]:
 class _Body:
     """Bytes that can only be read forward, in the shape that TarFile wants; any failure of theirs is a Broken."""
 
-    def __init__(self, file: Any, process: subprocess.Popen[bytes] | None = None) -> None:
+    def __init__(self, source: Path | Url) -> None:
         self.position = 0
         self.last = b""  #: what the last read gave
         self.short = False  #: whether that was less than was asked for
-        self.process = process
-        self.source = file
-        self.file: io.BufferedIOBase = io.BufferedReader(_Raw(file), CHUNK)
+        self.source = source
 
     def __enter__(self) -> "_Body":
+        try:
+            raw = open(self.source, "rb", buffering=0) if isinstance(self.source, Path) else _Raw(self.source)
+        except OSError as error:
+            raise Broken(f"cannot be opened ({error.strerror})") from None
+        self.raw: io.RawIOBase = raw
+        packed = io.BufferedReader(raw, CHUNK)
+        self.file: Any = packed
+        try:
+            if packed.peek(2)[:2] == b"\x1f\x8b":
+                self.file = gzip.GzipFile(fileobj=packed)
+        except BaseException:
+            raw.close()
+            raise
         return self
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self.source.close()
-        if self.process is not None and self._end(self.process) > 0 and isinstance(error, Broken):
-            reason = f"{error}; its command ended with exit code {self.process.returncode}"
-            raise Broken(reason, key=error.key, again=True)
-
-    def unpack(self) -> None:
-        """Look whether the bytes are gzip; if they are, `read` gives what is inside."""
-        packed = self.file
-        assert isinstance(packed, io.BufferedReader)
-        if self._guard(lambda: packed.peek(2)[:2]) == b"\x1f\x8b":
-            self.file = gzip.GzipFile(fileobj=packed)
+    def __exit__(self, *error: object) -> None:
+        self.raw.close()
 
     def tell(self) -> int:
         return self.position
@@ -106,7 +105,10 @@ class _Body:
     def read(self, size: int) -> bytes:
         if size < 0:  # only a hostile header asks for that
             raise ValueError("a negative size")
-        self.last = self._guard(lambda: self.file.read(size))
+        try:
+            self.last = self.file.read(size)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise Broken(f"its gzip is cut off or damaged after byte {self.position} ({error})") from error
         self.position += len(self.last)
         self.short = len(self.last) < size
         return self.last
@@ -119,64 +121,84 @@ class _Body:
             pass
 
     def finish(self) -> None:
-        """Read the padding after the archive, so that the transport and a command can say whether all went well."""
+        """Read the padding after the archive, so that a server or command can say whether all went well."""
         for _ in range(4):
             if not self.read(CHUNK):
-                if self.process is not None and self.process.wait():
-                    raise Broken("the archive itself ends well")
                 return
-
-    def _guard(self, read: Callable[[], bytes]) -> bytes:
-        try:
-            return read()
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            reason = f"its gzip is cut off or damaged after byte {self.position} ({error})"
-            raise Broken(reason, again=True) from error
-        except Exception as error:  # backends of fsspec raise nearly anything when a connection fails
-            raise Broken(f"reading stopped after byte {self.position} ({_said(error)})", again=True) from error
-
-    @staticmethod
-    def _end(process: subprocess.Popen[bytes]) -> int:
-        """Return the exit code; a command that still wants to write is killed with all that it has started."""
-        try:
-            return process.wait(timeout=1)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # a worker blocks SIGTERM, and so does what it starts
-            return process.wait()
 
 
 class _Raw(io.RawIOBase):
-    """A file object of any backend as a raw stream."""
+    """The bytes of a URL, in order."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
+    def __init__(self, source: Url) -> None:
+        self.chunks = _chunks(source)
+        self.rest = memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        data = self.file.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+        while not self.rest:
+            chunk = next(self.chunks, None)
+            if chunk is None:
+                return 0
+            self.rest = memoryview(chunk)
+        count = min(len(buffer), len(self.rest))
+        buffer[:count], self.rest = self.rest[:count], self.rest[count:]
+        return count
+
+    def close(self) -> None:
+        self.chunks.close()
+        super().close()
 
 
-def _members(body: _Body) -> Iterator[tuple[str, str, bytes]]:
-    """Yield (key, extension, bytes) of the members that belong to samples, up to the checked end of the archive."""
+def _chunks(source: Url) -> Generator[bytes, None, None]:
+    """Yield an object's bytes; after a break, go on where it broke, from its beginning where nothing else is served."""
+    offset = failures = 0
+    while True:
+        try:
+            stream = remote.transport(source).open(source.text, offset)
+            with contextlib.closing(stream):
+                skip = offset - stream.start
+                for chunk in stream.chunks:
+                    new, skip = chunk[skip:], max(0, skip - len(chunk))
+                    if new:
+                        offset, failures = offset + len(new), 0
+                        yield new
+            if stream.length is not None and offset < stream.length:
+                raise base.Broken(f"the body has {offset} of {stream.length} bytes")
+            return
+        except base.Refused as error:
+            raise Broken(f"cannot be read ({error})") from None
+        except base.Broken as error:
+            failures += 1
+            if failures == TRIES:
+                raise Broken(f"reading stopped after byte {offset} ({error})") from None
+            time.sleep(PAUSE * 2 ** (failures - 1))
+
+
+def _members(body: _Body) -> Iterator[tuple[str, str, bytes | None]]:
+    """Yield (key, extension, bytes) of the members that belong to samples, up to the checked end of the archive.
+
+    What is no plain file has no bytes.
+    """
     try:
         with tarfile.TarFile(fileobj=body, mode="r") as tar:  # type: ignore[arg-type]  # asks for read, seek and tell
             for member in tar:
                 key, extension = split_name(member.name)
-                if member.isfile() and extension and not member.name.rpartition("/")[2].startswith("."):
-                    yield key, extension, _data(body, member, key)
+                if extension and not member.isdir() and not member.name.rpartition("/")[2].startswith("."):
+                    plain = member.isreg() and not member.issparse()
+                    yield key, extension, _data(body, member, key) if plain else None
                 tar.members = []  # type: ignore[attr-defined]  # or it keeps a header a member
     except (tarfile.TarError, UnicodeError, ValueError, OverflowError) as error:
         if body.short and body.position:
-            raise Broken(f"cut off at byte {body.position}", again=True) from error
+            raise Broken(f"cut off at byte {body.position}") from error
         raise Broken(f"not a readable tar after byte {body.position} ({error})"[:300]) from error
     if body.short:
-        raise Broken(f"cut off at byte {body.position}: the mark that ends an archive is missing", again=True)
+        raise Broken(f"cut off at byte {body.position}: the mark that ends an archive is missing")
     if body.last.strip(b"\0"):
         raise Broken(f"the header that ends at byte {body.position} is damaged")
+    body.finish()
 
 
 def _data(body: _Body, member: tarfile.TarInfo, key: str) -> bytes:
@@ -187,38 +209,5 @@ def _data(body: _Body, member: tarfile.TarInfo, key: str) -> bytes:
         error.key = key
         raise
     if len(data) < member.size:
-        raise Broken(f"cut off at byte {body.position} of member {member.name!r}", key=key, again=True)
+        raise Broken(f"cut off at byte {body.position} of member {member.name!r}", key=key)
     return data
-
-
-def _open(url: str) -> _Body:
-    try:
-        if url.startswith("pipe:"):
-            command = ["bash", "-o", "pipefail", "-c", url.removeprefix("pipe:")]
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)  # noqa: S603
-            return _Body(process.stdout, process)
-        if not SCHEME.match(url):
-            return _Body(open(os.path.expanduser(url), "rb"))
-        if url.startswith(("http:", "https:")):
-            return _open_http(url)
-        return _Body(fsspec.open(url, "rb").open())
-    except Broken:
-        raise
-    except Exception as error:  # backends of fsspec raise nearly anything
-        status = getattr(error, "status", None) or 0
-        gone = isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError, ImportError))
-        hopeless = gone or (400 <= status < 500 and status not in (408, 429))
-        raise Broken(f"cannot be opened ({_said(error)})", again=not hopeless) from error
-
-
-def _open_http(url: str) -> _Body:
-    """Open with one GET: no HEAD and no range is asked of the server."""
-    import aiohttp  # only who reads over HTTP needs it
-
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=STALL_SECONDS)
-    system = fsspec.filesystem("http", client_kwargs={"timeout": timeout})
-    return _Body(system.open(url, "rb", block_size=0, size=1))  # a size, or it would ask for one first
-
-
-def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".strip(": ")[:200]

@@ -218,6 +218,13 @@ def test_bad_samples_are_left_out_of_evaluation(tokenizer, tmp_path):
     assert {len(b) for b in batches} == {2}
 
 
+def test_without_copies_a_batch_may_be_empty(tokenizer, tmp_path):
+    batches = pass_over(spoil(tmp_path, BAD), tokenizer, batch_size=2, filled=False)
+    assert [key for batch in batches for key in batch.keys] == [f"{n:03d}" for n in range(20) if n not in BAD]
+    assert {batch.filler for batch in batches} == {0} and [len(batch) for batch in batches].count(0) == 2
+    assert sorted(line["key"] for b in batches for line in b.bad) == sorted(REASONS)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_no_usable_sample(tokenizer, tmp_path, workers):
     shards = spoil(tmp_path, {number: {"txt": b"x"} for number in range(20)})
