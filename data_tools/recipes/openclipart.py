@@ -6,7 +6,7 @@ Source: Debian's package openclipart-svg (25 MB, public domain). It is fetched b
 Titles such as "Tigre03", "gramastar" (1,375 times) and keywords such as "HASH(0x86a0bb0)" are kept: this is what pairs
 from the web look like, and what `filter` and `dedup` are for. 663 drawings lie in two categories and come twice. A
 drawing that is broken, or takes longer than --seconds, is listed in quarantine.jsonl. Text inside drawings is not
-drawn: fonts differ from machine to machine.
+drawn: fonts differ from machine to machine. At 256 pixels a picture takes about 17 kB as PNG, 7 kB as WebP.
 
     python -m data_tools build --recipe openclipart --out data/openclipart
 """
