@@ -9,6 +9,8 @@ INSTALL = [
     "transformers>=4.56",  # hf: text towers, tokenizers from a folder, the hf export
     "timm>=1.0.20",  # every vision tower
     "webdataset>=0.2.100",  # DataPipeline, on which all data stages run
+    "fsspec>=2024.2",  # shards at URLs of any kind
+    "aiohttp>=3.9",  # fsspec's HTTP
     "braceexpand>=0.1.7",  # shards-{00000..00099}.tar
     "tensorboard>=2.16.2",  # curves while training (2.16.0 asks for a nightly TensorFlow)
     "pydantic>=2.8",  # config sections: types, ranges, unknown keys
@@ -24,11 +26,13 @@ INSTALL = [
 EXTRAS = {
     "tools": [
         "resvg_py>=0.1.5",  # renders the icon recipe's SVG without system libraries
+        "pyarrow>=15",  # parquet: what encode writes, and what filters and tables are read from
         "scikit-learn>=1.4",  # L-BFGS logistic regression of the linear probe
         "open_clip_torch>=2.32",  # CLIP's own BPE table; verifies the open_clip export
     ],
     "dev": [
         "pytest>=8.0",  # the test suite
+        "efficientnet_lite_pytorch>=0.1.0",  # the library whose weights model.vision.weights may name, for parity
         "ruff>=0.6",  # lint and format
         "import-linter>=2.1",  # who may import whom
         "mypy>=1.11",  # types of the foundation

@@ -1,6 +1,6 @@
 """Examples to token rows, rows to a Batch: which token sees what, and which one counts.
 
-Letters: B = rows, N = images, C H W = channels, height, width, T = tokens.
+Letters: B = rows, N = images, C H W = channels, height, width, T = tokens, K = boxes.
 Text is trimmed to the longest row of the batch. That is exact: causal text never looks right of its end token, and
 `valid_BT` hides the padding from everything else.
 """
@@ -9,7 +9,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
@@ -19,6 +21,7 @@ from pretrain.data.tokenizer import Tokenizer
 from pretrain.dist import hash64
 
 IGNORE = -100
+CHARACTERS = 256  #: so many a token are read of a text; what is behind them would be cut off anyway, but cost time
 
 
 @dataclass(slots=True)
@@ -34,6 +37,7 @@ class Row:
     caption: int
     draw: int
     target: int = -1
+    boxes_K4: NDArray[np.float32] | None = None
     meta: dict[str, Any] = field(default_factory=dict)
 
 
@@ -47,8 +51,9 @@ class Composer:
 
     def row(self, example: Example, images: list[Pixels]) -> Row:
         """Return an example as a row; the prefix is given, the suffix and the end token are learned."""
-        prefix = self.tokenizer.ids(example.prefix) if example.prefix else []
-        ids = self.tokenizer.wrap([*prefix, *self.tokenizer.ids(example.suffix)], self.context_length)
+        most = CHARACTERS * self.context_length
+        prefix = self.tokenizer.ids(example.prefix[:most]) if example.prefix else []
+        ids = self.tokenizer.wrap([*prefix, *self.tokenizer.ids(example.suffix[:most])], self.context_length)
         given = len(prefix) + (self.tokenizer.start is not None)
         labels = [IGNORE if place < given else token for place, token in enumerate(ids)]
         same = example.group or " ".join(f"{example.prefix} {example.suffix}".split()).lower()
@@ -62,6 +67,7 @@ class Composer:
             caption=hash64("caption", same),
             draw=example.draw,
             target=example.target,
+            boxes_K4=example.boxes_K4,
             meta=example.meta,
         )
 
@@ -70,6 +76,7 @@ class Composer:
         length = max(len(row.ids) for row in rows)
         images = [image_HWC for row in rows for image_HWC in row.images]
         owners = [number for number, row in enumerate(rows) for _ in row.images]
+        boxes = [(number, row.boxes_K4) for number, row in enumerate(rows) if row.boxes_K4 is not None]
         valid_BT = torch.arange(length) < torch.tensor([[len(row.ids)] for row in rows])
         return Batch(
             keys=[row.key for row in rows],
@@ -83,6 +90,8 @@ class Composer:
             target_B=torch.tensor([row.target for row in rows]),
             caption_B=torch.tensor([row.caption for row in rows]),
             draw_B=torch.tensor([row.draw for row in rows]),
+            boxes_K4=torch.from_numpy(np.concatenate([box for _, box in boxes])) if boxes else None,
+            box_owner_K=torch.tensor([number for number, box in boxes for _ in box]) if boxes else None,
             meta=[row.meta for row in rows],
         )
 

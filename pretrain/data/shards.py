@@ -8,7 +8,7 @@ from typing import IO
 import numpy as np
 
 from pretrain.batch import Record
-from pretrain.data.format import Entry, ShardError, read_members, read_row
+from pretrain.data.format import Entry, ShardError, check_member, index_path, read_members, read_row
 from pretrain.data.index import Catalog
 from pretrain.data.order import Ints, Place
 from pretrain.dist import hash64
@@ -71,13 +71,22 @@ class Store:
         self.__init__(state["catalog"], seed=state["seed"])  # type: ignore[misc, arg-type]
 
     def _entry(self, place: Place) -> Entry:
-        index = self._indexes.get(place.shard)
-        if index is None:
-            index = self._indexes[place.shard] = _Index(self.catalog.index(place.shard))
-            if len(self._indexes) > OPEN_INDEXES:
-                self._indexes.popitem(last=False)
-        self._indexes.move_to_end(place.shard)
-        return index.entry(place.member)
+        index, path = self._indexes.get(place.shard), self.catalog.paths[place.shard]
+        try:
+            if index is None:
+                index = self._indexes[place.shard] = _Index(self.catalog.index(place.shard))
+                check_member(path, index.entry(place.member))
+                if len(self._indexes) > OPEN_INDEXES:
+                    self._indexes.popitem(last=False)
+            self._indexes.move_to_end(place.shard)
+            return index.entry(place.member)
+        except ShardError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise ShardError(
+                f"index {index_path(path)}: line {place.member + 2} is not readable ({error!r:.200}); "
+                f"run `python -m data_tools index {path}`"
+            ) from error
 
     def _named(self, shard: int) -> tuple[str, str]:
         """Return a shard's path and name as strings, which pathlib makes anew each time."""

@@ -71,6 +71,14 @@ class Augment(Section):
             raise ValueError("two positive numbers, the smaller first")
         return value
 
+    def moving(self) -> list[str]:
+        """Return the keys that were set to move pixels about; the default crop counts as not set."""
+        still: dict[str, tuple[object, ...]] = {
+            "scale": ((0.9, 1.0), (1.0, 1.0)), "ratio": ((3 / 4, 4 / 3), (1.0, 1.0)), "zoom": ((1.0, 1.0),),
+            "flip": (0,), "rotate": (0,), "translate": (0,),
+        }  # fmt: skip
+        return [name for name, values in still.items() if getattr(self, name) not in values]
+
 
 class Warp(NamedTuple):
     """A turn, a zoom and a shift about the centre."""
@@ -144,7 +152,21 @@ class Transform:
     ) -> Pixels:
         """Return uint8 [S, S, 3]: one augmented view; equal generators give equal views."""
         picture = image if isinstance(image, Picture) else Picture(image)
-        view = draw(picture.size, augment, rng)
+        return self._show(picture, draw(picture.size, augment, rng), augment, exact=exact)
+
+    def whole(
+        self, image: Pixels | Picture, augment: Augment | None, rng: np.random.Generator, *, exact: bool = False
+    ) -> Pixels:
+        """Return uint8 [S, S, 3]: all of the picture squashed to the square, so that boxes in [0, 1] stay right.
+
+        Of `augment`, the colour changes happen; nothing moves.
+        """
+        picture = image if isinstance(image, Picture) else Picture(image)
+        augment = augment or Augment()
+        view = View(None, (0, 0, *picture.size), mirror=False, tint=_draw_tint(augment, rng))
+        return self._show(picture, view, augment, exact=exact)
+
+    def _show(self, picture: Picture, view: View, augment: Augment, *, exact: bool) -> Pixels:
         seen = self._exactly(picture, view, augment) if exact else self._fast(picture, view, augment)
         return seen if view.tint is None else np.asarray(colour(Image.fromarray(seen), view.tint, augment.pivot))
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pretrain.config import ConfigError, Section
+from pretrain.models import convert_efficientnet
 from pretrain.registry import nearest
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -26,7 +27,7 @@ class Config(Section):
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    weights: str | None = None  #: a local .safetensors or .pth state dict of the trunk
+    weights: str | None = None  #: a local .safetensors or .pth: timm's names, or EfficientNet-PyTorch's
     frozen: bool = False  #: LiT (Zhai et al. 2021, arXiv:2111.07991): the trunk stays as it is, the projection trains
 
 
@@ -118,6 +119,8 @@ def _load(trunk: nn.Module, path: str) -> None:
         state = load_file(path)
     else:
         state = torch.load(path, map_location="cpu", weights_only=True)
+    if convert_efficientnet.is_efficientnet_pytorch(state):
+        state = convert_efficientnet.to_timm(state, trunk.state_dict())
     missing, unexpected = trunk.load_state_dict(state, strict=False)
     left = [name for name in unexpected if not name.startswith(("classifier.", "head.", "fc."))]
     if missing or left:

@@ -1,11 +1,13 @@
 """What a reader is: a plug-in that turns a Record (bytes) into an Example (pictures and strings).
 
 A reader file offers `Config` and `Reader`; its module name is its name under `data.reader`. A reader is a pure
-function of the record: what it draws, it draws from `record.draw`.
+function of the record: what it draws, it draws from `record.draw`. The prefix of an Example is given, its suffix is
+learned; instructions of a paper are laid around them by objectives and methods.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from pretrain.batch import Example, Record
 from pretrain.config import ConfigError, Section, build
@@ -18,6 +20,8 @@ PACKAGE = "pretrain.data.readers"
 
 class Reader(ABC):
     """Base of the readers."""
+
+    boxes: ClassVar[bool] = False  #: it gives boxes: its pictures are scaled whole, never cropped, turned or mirrored
 
     def __init__(self, config: Any, *, max_pixels: int = MAX_PIXELS) -> None:
         self.config = config
@@ -37,6 +41,14 @@ class Reader(ABC):
         if name is None:
             raise BadSample(f"no image member; it has {', '.join(record.fields) or 'none at all'}")
         return Picture(record.fields[name], max_pixels=self.max_pixels)
+
+    def pictures(self, record: Record, names: Sequence[str] | None) -> list[Picture]:
+        """Return the image as a list; an empty one where the config names no extensions."""
+        return [] if names is None else [self.image(record, tuple(names))]
+
+    def size(self, picture: Picture) -> tuple[int, int]:
+        """Return width and height of an upright picture."""
+        return picture.size
 
     def meta(self, record: Record) -> dict[str, Any]:
         """Return the json member, or an empty dict where there is none."""
