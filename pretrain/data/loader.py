@@ -6,6 +6,7 @@ and the main script anew (seconds a rank). What makes forking delicate is kept a
 """
 
 import bisect
+import functools
 import gc
 import hashlib
 import itertools
@@ -21,8 +22,7 @@ from pydantic import Field, model_validator
 from torch.utils.data import DataLoader, Dataset
 
 from pretrain.batch import Batch
-from pretrain.config import Section
-from pretrain.data import sources
+from pretrain.data import index, sources
 from pretrain.data.blend import BLOCK, Blend, Unit, lanes_of, shares
 from pretrain.data.compose import Composer, Row
 from pretrain.data.decode import MAX_PIXELS
@@ -30,16 +30,17 @@ from pretrain.data.excluded import Excluded, Sample
 from pretrain.data.format import ShardError
 from pretrain.data.order import Order, Place, check_divisible
 from pretrain.data.pipeline import Item, Steps, evaluation_batch, training_batch
+from pretrain.data.remote import Access
 from pretrain.data.sources import Source
 from pretrain.data.transforms import Augment, Decode, Transform
 
 PREFETCH = 2  # batches in flight per worker
 
 
-class Config(Section):
+class Config(Access):
     """The `data:` section."""
 
-    shards: str | list[str] = []  # noqa: RUF012  #: paths with braces, e.g. icons/train-{00000..00011}.tar
+    shards: str | list[str] = []  # noqa: RUF012  #: paths, URLs and @lists, e.g. icons/train-{00000..00011}.tar
     blend: list[sources.Config] = []  # noqa: RUF012  #: instead of shards: several data sets, drawn by weight
     blend_by: Unit = "sample"  #: batch: each global batch comes from one source
     lanes: int = Field(default=64, ge=1)  #: streams that a batch is drawn from side by side; sources share them
@@ -48,7 +49,6 @@ class Config(Section):
     order: Literal["exact", "stream"] = "exact"  #: stream: shards that cannot be indexed, see pretrain/data/stream.py
     buffer: int = Field(default=10_000, ge=1)  #: stream: raw samples that a rank shuffles together, held in memory
     samples: int | None = Field(default=None, ge=1)  #: stream: samples of an epoch, which nobody has counted there
-    allow_pipe: bool = False  #: shards may be `pipe:COMMAND`, run by a shell
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)  #: more unusable samples than this stop the run
     decode: Decode = "fast"  #: exact: Pillow bit for bit, at half the rate; fast: see pretrain/data/transforms.py
     max_pixels: int = Field(default=MAX_PIXELS, ge=1)  #: larger images are unusable; read from the header
@@ -60,9 +60,7 @@ class Config(Section):
         if bool(self.shards) == bool(self.blend):
             raise ValueError("give either shards (one data set) or blend (several, each with shards and a weight)")
         if self.blend and self.order == "stream":
-            raise ValueError(
-                "order: stream reads one data set; name its shards, or blend indexed ones with order: exact"
-            )
+            raise ValueError("order: stream reads one data set; name its shards, or blend with order: exact")
         sources.check(self.blend)
         return self
 
@@ -81,8 +79,14 @@ class _Batches(Dataset[Batch]):
         self.order, self.steps, self.rank, self.world = order, steps, rank, world
 
     def __getitem__(self, wanted: _Wanted) -> Batch:
-        places = self.order.local(wanted.batch, self.rank, self.world)
-        return training_batch(places, self.order, self.steps.without(wanted.excluded))
+        for number, source in enumerate(self.steps.sources):
+            source.store.prefetch(wanted.batch, functools.partial(self.places, source=number))
+        return training_batch(self.places(wanted.batch), self.order, self.steps.without(wanted.excluded))
+
+    def places(self, batch: int, *, source: int | None = None) -> list[Place]:
+        """Return this rank's rows of a batch, or those of one source."""
+        rows = self.order.local(batch, self.rank, self.world)
+        return rows if source is None else [place for place in rows if place.source == source]
 
 
 class _Pass(Dataset[Batch]):
@@ -97,12 +101,20 @@ class _Pass(Dataset[Batch]):
         return -(-self.samples // (self.batch_size * self.world))
 
     def __getitem__(self, batch: int) -> Batch:
+        self.steps.sources[0].store.prefetch(batch, self._places)
+        rows = self._rows(batch) if self.filled else None
         begin = batch * self.batch_size * self.world
-        left = min(self.samples - begin, self.batch_size * self.world)
-        rows = -(-left // self.world)  # the last batch may be smaller, but is equally small on all ranks
-        mine = range(begin + self.rank * rows, min(begin + (self.rank + 1) * rows, begin + left))
-        places = [self._place(n) for n in mine]
-        return evaluation_batch(places, rows if self.filled else None, self.steps, lambda: self._spare(begin))
+        return evaluation_batch(self._places(batch), rows, self.steps, lambda: self._spare(begin))
+
+    def _rows(self, batch: int) -> int:
+        """Return the rows of each rank: the last batch may be smaller, but is equally small on all ranks."""
+        left = min(self.samples - batch * self.batch_size * self.world, self.batch_size * self.world)
+        return max(0, -(-left // self.world))
+
+    def _places(self, batch: int) -> list[Place]:
+        begin, rows = batch * self.batch_size * self.world, self._rows(batch)
+        end = min(begin + self.batch_size * self.world, self.samples)
+        return [self._place(n) for n in range(begin + self.rank * rows, min(begin + (self.rank + 1) * rows, end))]
 
     def _place(self, number: int) -> Place:
         shard = bisect.bisect_right(self.starts, number) - 1
@@ -158,10 +170,13 @@ class Loader:
         self.config = config
         self.batch_size = batch_size
         self.sources, self.order = _open(config, batch_size=batch_size, seed=seed)
+        for source in self.sources:
+            index.warn_if_crowded(source.store.catalog, config, shards=config.lanes * config.window)
         steps = Steps(self.sources, transform, composer, augment=config.augment, decode=config.decode)
         self._from = _From()
         self._seed = seed
-        self._batches = _batches(_Batches(self.order, steps, rank, world), config.workers, sampler=self._from)
+        self._dataset = _Batches(self.order, steps, rank, world)
+        self._batches = _batches(self._dataset, config.workers, sampler=self._from)
 
     @property
     def samples_per_epoch(self) -> int:
@@ -178,6 +193,9 @@ class Loader:
             ShardError: no usable sample is left to put in a bad one's place, or a shard changed while it was read.
         """
         self._from.start = start_step
+        first = self._from.excluded.batch_at(start_step)
+        for number, source in enumerate(self.sources):
+            source.store.warm(self._dataset.places(first, source=number))
         return _plainly(self._batches)
 
     @property
@@ -234,9 +252,9 @@ def _open(config: Config, *, batch_size: int, seed: int) -> tuple[list[Source], 
         return Order(sizes, batch_size=batch_size, lanes=lanes, seed=own, window=config.window, source=number)
 
     if not config.blend:
-        single = sources.one(config.shards, config.reader, seed=seed, max_pixels=config.max_pixels)
+        single = sources.one(config.shards, config.reader, seed=seed, max_pixels=config.max_pixels, access=config)
         return [single], order(0, single, config.lanes)
-    opened = sources.several(config.blend, config.reader, seed=seed, max_pixels=config.max_pixels)
+    opened = sources.several(config.blend, config.reader, seed=seed, max_pixels=config.max_pixels, access=config)
     block = BLOCK[config.blend_by]
     weights = [given.weight or sum(found.store.catalog.sizes) for given, found in zip(config.blend, opened)]
     counts = shares(weights, block)
@@ -256,8 +274,9 @@ def scan(
     world: int = 1,
     workers: int = 0,
     max_pixels: int = MAX_PIXELS,
-    decode: Decode = "exact",
     filled: bool = True,
+    decode: Decode = "exact",
+    access: Access | None = None,
 ) -> Iterator[Batch]:
     """Return one pass over shards: each sample once over all ranks, without augmentation, in the order of the shards.
 
@@ -269,7 +288,7 @@ def scan(
         ConfigError: a bad pattern or reader.
         ShardError: a shard that cannot be used, or no usable sample at all.
     """
-    source = sources.one(shards, reader, seed=0, max_pixels=max_pixels)
+    source = sources.one(shards, reader, seed=0, max_pixels=max_pixels, access=access)
     steps = Steps([source], transform, composer, augment=None, decode=decode)
     sizes = source.store.catalog.sizes
     batches = _Pass(steps, sizes, batch_size=batch_size, rank=rank, world=world, filled=filled)

@@ -115,13 +115,14 @@ class Steps:
         return [_map(self.record), _map(self.example), _map(self.row)]
 
     def _seen(self, example: Example) -> Example:
-        show, rng, exact = self.transform, generator(example.draw), self.exact
+        """Return an example whose pictures are pixels of the tower's size."""
+        rng, exact = generator(example.draw), self.exact
         if example.boxes_K4 is not None:
-            example.images = [show.whole(picture, self.augment, rng, exact=exact) for picture in example.images]
+            example.images = [self.transform.whole(p, self.augment, rng, exact=exact) for p in example.images]
         elif self.augment is None:
-            example.images = [show.evaluate(picture, exact=exact) for picture in example.images]
+            example.images = [self.transform.evaluate(picture, exact=exact) for picture in example.images]
         else:
-            example.images = [show.train(picture, self.augment, rng, exact=exact) for picture in example.images]
+            example.images = [self.transform.train(p, self.augment, rng, exact=exact) for p in example.images]
         return example
 
     def _attempt(self, item: Travelling, function: Callable[[Any], Any]) -> Travelling:

@@ -9,6 +9,7 @@ from pretrain.config import ConfigError, Section
 from pretrain.data import index
 from pretrain.data.decode import MAX_PIXELS
 from pretrain.data.readers import base
+from pretrain.data.remote import Access
 from pretrain.data.shards import Store
 from pretrain.dist import hash64
 
@@ -49,7 +50,14 @@ def name_of(source: Config, number: int) -> str:
     return source.name or str(number)
 
 
-def one(shards: str | list[str], reader: dict[str, Any], *, seed: int, max_pixels: int = MAX_PIXELS) -> Source:
+def one(
+    shards: str | list[str],
+    reader: dict[str, Any],
+    *,
+    seed: int,
+    max_pixels: int = MAX_PIXELS,
+    access: Access | None = None,
+) -> Source:
     """Return a data set that is the only one.
 
     Raises:
@@ -57,10 +65,12 @@ def one(shards: str | list[str], reader: dict[str, Any], *, seed: int, max_pixel
         ShardError: a shard that cannot be used.
     """
     made = base.make(reader, max_pixels=max_pixels)
-    return Source("", Store(index.resolve(shards), seed=seed), made)
+    return Source("", Store(index.resolve(shards, access), seed=seed), made)
 
 
-def several(blend: Sequence[Config], reader: dict[str, Any], *, seed: int, max_pixels: int) -> list[Source]:
+def several(
+    blend: Sequence[Config], reader: dict[str, Any], *, seed: int, max_pixels: int, access: Access | None = None
+) -> list[Source]:
     """Return the data sets of a blend; each draws from a seed of its own, so that equal ones are not in step.
 
     Raises:
@@ -70,10 +80,9 @@ def several(blend: Sequence[Config], reader: dict[str, Any], *, seed: int, max_p
     out = []
     for number, section in enumerate(blend):
         name = name_of(section, number)
+        own = hash64(seed, "source", number)
         try:
-            made = one(
-                section.shards, section.reader or reader, seed=hash64(seed, "source", number), max_pixels=max_pixels
-            )
+            made = one(section.shards, section.reader or reader, seed=own, max_pixels=max_pixels, access=access)
         except ConfigError as error:
             raise ConfigError(f"data.blend, source {name!r}: {error}") from None
         out.append(made._replace(name=name))

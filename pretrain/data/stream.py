@@ -72,7 +72,7 @@ class StreamLoader:
         self.config, self.batch_size, self.seed, self.world = config, batch_size, seed, world
         self.urls = expand(config.shards, allow_pipe=config.allow_pipe)
         reader = base.make(config.reader, max_pixels=config.max_pixels)
-        source = Source("", Store(Catalog([], []), seed=seed), reader)
+        source = Source("", Store(Catalog([], [], []), seed=seed), reader)
         steps = Steps([source], transform, composer, augment=config.augment, decode=config.decode)
         self._samples = _Samples(self, steps, rank=rank)
         self._used: list[int] = []  # shards that each worker of this rank has used up since the start

@@ -152,7 +152,7 @@ class Transform:
     ) -> Pixels:
         """Return uint8 [S, S, 3]: one augmented view; equal generators give equal views."""
         picture = image if isinstance(image, Picture) else Picture(image)
-        return self._show(picture, draw(picture.size, augment, rng), augment, exact=exact)
+        return self._seen(picture, draw(picture.size, augment, rng), augment, exact=exact)
 
     def whole(
         self, image: Pixels | Picture, augment: Augment | None, rng: np.random.Generator, *, exact: bool = False
@@ -164,9 +164,9 @@ class Transform:
         picture = image if isinstance(image, Picture) else Picture(image)
         augment = augment or Augment()
         view = View(None, (0, 0, *picture.size), mirror=False, tint=_draw_tint(augment, rng))
-        return self._show(picture, view, augment, exact=exact)
+        return self._seen(picture, view, augment, exact=exact)
 
-    def _show(self, picture: Picture, view: View, augment: Augment, *, exact: bool) -> Pixels:
+    def _seen(self, picture: Picture, view: View, augment: Augment, *, exact: bool) -> Pixels:
         seen = self._exactly(picture, view, augment) if exact else self._fast(picture, view, augment)
         return seen if view.tint is None else np.asarray(colour(Image.fromarray(seen), view.tint, augment.pivot))
 

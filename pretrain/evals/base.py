@@ -15,16 +15,16 @@ from torch import Tensor
 
 from pretrain import dist
 from pretrain.batch import Batch, Example
-from pretrain.config import Section
 from pretrain.data import loader
 from pretrain.data.compose import Composer
+from pretrain.data.remote import Access
 from pretrain.data.transforms import Decode, Transform
 from pretrain.metrics.interval import Score
 
 log = logging.getLogger("diptych")
 
 
-class Config(Section):
+class Config(Access):
     """Base of every eval's section."""
 
     data: str | list[str]  #: shards to score, each sample once
@@ -96,4 +96,5 @@ class Eval:
             rank=dist.rank(),
             world=dist.world(),
             decode=self.config.decode,
+            access=self.config,
         )

@@ -46,10 +46,6 @@ class Reader(ABC):
         """Return the image as a list; an empty one where the config names no extensions."""
         return [] if names is None else [self.image(record, tuple(names))]
 
-    def size(self, picture: Picture) -> tuple[int, int]:
-        """Return width and height of an upright picture."""
-        return picture.size
-
     def meta(self, record: Record) -> dict[str, Any]:
         """Return the json member, or an empty dict where there is none."""
         if "json" not in record.fields:
