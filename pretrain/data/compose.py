@@ -5,6 +5,7 @@ Text is trimmed to the longest row of the batch. That is exact: causal text neve
 `valid_BT` hides the padding from everything else.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,12 +101,13 @@ def _stack(images: list[Pixels]) -> Tensor:
 
     A worker writes them to shared memory at once, as torch's own collate does: what is sent is a handle.
     """
+    shape = (len(images), *images[0].shape)
     out_NHWC = torch.empty(0, dtype=torch.uint8)
     if get_worker_info() is not None:
-        out_NHWC = out_NHWC.new(torch.UntypedStorage._new_shared(len(images) * images[0].nbytes))
-    out_NHWC = out_NHWC.resize_(len(images), *images[0].shape)
-    target_NHWC = out_NHWC.numpy()
+        out_NHWC.set_(torch.UntypedStorage._new_shared(math.prod(shape)))  # type: ignore[call-overload]
+    target_NHWC = out_NHWC.resize_(shape).numpy()
     for number, image_HWC in enumerate(images):
+        assert image_HWC.dtype == target_NHWC.dtype, "towers normalise, transforms do not"
         target_NHWC[number] = image_HWC
     return out_NHWC.permute(0, 3, 1, 2)
 

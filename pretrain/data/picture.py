@@ -112,7 +112,7 @@ def reduction_for(size: tuple[int, int], least: tuple[float, float]) -> int:
 
 def _orientation(data: bytes) -> int:
     """Return the EXIF (or XMP) orientation as Pillow reads it; most pictures have neither, which is told at once."""
-    if b"Exif\0\0" not in data and b"http://ns.adobe.com/xap/" not in data:
+    if not _has_app1(data):
         return 1
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
@@ -120,6 +120,19 @@ def _orientation(data: bytes) -> int:
     except Exception as error:  # Pillow's plug-ins raise nearly anything on damaged bytes
         raise DecodeError(f"image cannot be decoded ({type(error).__name__}: {error})"[:300]) from error
     return int(found) if found in range(1, 9) else 1
+
+
+def _has_app1(data: bytes) -> bool:
+    """Return whether a segment before the image data may hold EXIF or XMP; where the segments are odd, it may."""
+    at, end = 2, len(data) - 4
+    while at < end and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xDA:  # start of scan
+            return False
+        if marker in (0xE1, 0xFF):
+            return True
+        at += 2 + (data[at + 2] << 8) + data[at + 3]
+    return True
 
 
 def _upright(stored_HWC: Pixels, orientation: int) -> Pixels:
