@@ -33,6 +33,7 @@ from pretrain.config import ConfigError
 from pretrain.data import index, loader
 from pretrain.data.format import ShardError
 from pretrain.data.readers import base as readers
+from pretrain.data.remote import Url
 from pretrain.engine import process
 from pretrain.models.vlm import Encodings
 from pretrain.pretrained import Pretrained
@@ -140,14 +141,14 @@ def identities(catalog: index.Catalog) -> list[str]:
 
 
 def _shard(
-    job: Job, model: Pretrained, path: Path, device: torch.device, bar: Any
+    job: Job, model: Pretrained, path: Path | Url, device: torch.device, bar: Any
 ) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """Return the columns of one shard's rows, and the samples that cannot be used."""
     keys: list[str] = []
     parts = [_no_rows(job, model.config.embed_dim)]
     bad: list[dict[str, str]] = []
     batches = loader.scan(
-        [str(path)],
+        [path.text if isinstance(path, Url) else str(path)],
         reader=_keeping_all(job.reader),
         transform=model.transform,
         composer=model.composer,

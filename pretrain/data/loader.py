@@ -170,8 +170,8 @@ class Loader:
         self.config = config
         self.batch_size = batch_size
         self.sources, self.order = _open(config, batch_size=batch_size, seed=seed)
-        for source in self.sources:
-            index.warn_if_crowded(source.store.catalog, config, shards=config.lanes * config.window)
+        catalogs = [source.store.catalog for source in self.sources]
+        index.warn_if_crowded(catalogs, config, shards=config.lanes * config.window)
         steps = Steps(self.sources, transform, composer, augment=config.augment, decode=config.decode)
         self._from = _From()
         self._seed = seed

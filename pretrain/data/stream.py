@@ -15,7 +15,6 @@ fewer shards than slots, several slots are in the same shard at once, in differe
 import functools
 import hashlib
 import itertools
-import os
 import random
 import time
 from collections import deque
@@ -25,12 +24,11 @@ from typing import Any
 import fsspec
 import torch
 import webdataset
-from braceexpand import braceexpand
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pretrain.batch import Batch, Record
 from pretrain.config import ConfigError
-from pretrain.data import tar_stream
+from pretrain.data import names, tar_stream
 from pretrain.data.compose import Composer, Row
 from pretrain.data.format import ShardError
 from pretrain.data.index import Catalog
@@ -38,6 +36,7 @@ from pretrain.data.loader import PREFETCH, Config, _plainly, start_worker
 from pretrain.data.order import Place, check_divisible, permutation
 from pretrain.data.pipeline import Failure, Item, Steps, Travelling
 from pretrain.data.readers import base
+from pretrain.data.remote import Access, Url
 from pretrain.data.shards import Store
 from pretrain.data.sources import Source
 from pretrain.data.transforms import Transform
@@ -70,10 +69,10 @@ class StreamLoader:
     ) -> None:
         check_divisible(batch_size, world)
         self.config, self.batch_size, self.seed, self.world = config, batch_size, seed, world
-        self.urls = expand(config.shards, allow_pipe=config.allow_pipe)
+        self.urls = expand(config.shards, config)
         reader = base.make(config.reader, max_pixels=config.max_pixels)
-        source = Source("", Store(Catalog([], [], []), seed=seed), reader)
-        steps = Steps([source], transform, composer, augment=config.augment)
+        source = Source("", Store(Catalog([], []), seed=seed), reader)
+        steps = Steps([source], transform, composer, augment=config.augment, decode=config.decode)
         self._samples = _Samples(self, steps, rank=rank)
         self._used: list[int] = []  # shards that each worker of this rank has used up since the start
 
@@ -116,43 +115,31 @@ class StreamLoader:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what defines the order of samples: a resumed run must agree on all of it."""
-        names = "\n".join(_name(url) for url in self.urls)
+        listed = "\n".join(_name(url) for url in self.urls)
         return {
-            "shards": hashlib.blake2b(names.encode(), digest_size=8).hexdigest(),
+            "shards": hashlib.blake2b(listed.encode(), digest_size=8).hexdigest(),
             "order": self.config.order,
             "seed": self.seed,
             "batch_size": self.batch_size,
         }
 
 
-def expand(shards: str | list[str], *, allow_pipe: bool) -> list[str]:
-    """Return the paths, URLs and commands that a `data.shards` value names, braces expanded, in the order given.
+def expand(shards: str | list[str], access: Access) -> list[str]:
+    """Return the paths, URLs and commands that a `data.shards` value names, lists read and braces expanded.
 
     Raises:
-        ConfigError: nothing named, named twice, a pipe that is not allowed, or a kind of URL that cannot be read.
+        ConfigError: see `names.expand`, and a kind of URL that cannot be read forward.
         ShardError: a local shard that is missing.
     """
-    words = [shards] if isinstance(shards, str) else shards
-    try:
-        urls = [url for word in words for url in braceexpand(word) if url]
-    except ValueError as error:
-        raise ConfigError(
-            f"data.shards: {words} has broken braces ({error}); write train-{{00000..00011}}.tar"
-        ) from None
-    if not urls:
-        raise ConfigError("data.shards: names no shard; write e.g. https://host/train-{00000..00011}.tar")
-    if len(set(urls)) < len(urls):
-        twice = next(url for url in urls if urls.count(url) > 1)
-        raise ConfigError(f"data.shards: {twice!r} is named twice; name each shard once")
-    for url in urls:
-        if url.startswith("pipe:"):
-            if not allow_pipe:
-                raise ConfigError(f"data.shards: {url!r} runs a command; set data.allow_pipe=true if you trust it")
-        elif tar_stream.SCHEME.match(url):
-            _refuse_unreadable(url)
-        elif not os.path.isfile(os.path.expanduser(url)):
-            raise ShardError(f"shard {url}: no such file; check data.shards and its braces")
-    return urls
+    words = []
+    for path in names.expand(shards, access):
+        if isinstance(path, Url):
+            if path.scheme != "pipe":
+                _refuse_unreadable(path.text)
+        elif not path.is_file():
+            raise ShardError(f"shard {path}: no such file; check data.shards and its braces")
+        words.append(path.text if isinstance(path, Url) else str(path))
+    return words
 
 
 def _refuse_unreadable(url: str) -> None:

@@ -106,7 +106,7 @@ def test_decode_is_what_the_transform_does(shards, tokenizer, decode):
     loader = make(shards, tokenizer, decode=decode)
     batch = take(loader, 1)[0]
     for number, place in enumerate(loader.order.rows(0)):
-        record = loader._store.read(place)
+        record = loader.sources[0].store.read(place)
         rng = generator(record.draw)
         view = Transform(8).train(Picture(record.fields["png"]), AUGMENT, rng, exact=decode == "exact")
         assert torch.equal(batch.image_NCHW[number].permute(1, 2, 0), torch.tensor(view))

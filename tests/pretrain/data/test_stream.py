@@ -243,10 +243,9 @@ def test_gzip_and_commands(folder, tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("shards", "error", "words"),
     [
-        ("pipe:curl http://x/a.tar", ConfigError, "runs a command; set data.allow_pipe=true"),
-        ("simplecache::http://x/a.tar", ConfigError, "chains file systems"),
-        ("nonsense://x/a.tar", ConfigError, "cannot be read: Protocol not known"),
-        ([], ConfigError, "names no shard"),
+        ("pipe:curl http://x/a.tar", ConfigError, "may run programs .*data.allow_pipe=true"),
+        ("simplecache::http://x/a.tar", ConfigError, "chain of URLs"),
+        ("nonsense://x/a.tar", ConfigError, "no scheme that can be read"),
         (["http://x/{0..1}.tar", "http://x/1.tar"], ConfigError, "named twice"),
         ("nowhere/a.tar", ShardError, r"shard nowhere/a\.tar: no such file"),
     ],
