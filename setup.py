@@ -9,9 +9,9 @@ INSTALL = [
     "transformers>=4.56",  # hf: text towers, tokenizers from a folder, the hf export
     "timm>=1.0.21",  # every vision tower (1.0.20 cannot build one without memory for its weights)
     "webdataset>=0.2.100",  # DataPipeline, on which all data stages run
+    "fsspec>=2024.5",  # shards at URLs of any other kind: s3, gs, az, hf, sftp
     "braceexpand>=0.1.7",  # shards-{00000..00099}.tar
     "requests>=2.31",  # shards by http(s): proxies, certificates, .netrc, timeouts
-    "fsspec>=2024.5",  # shards by any other URL: s3, gs, az, hf, sftp
     "tensorboard>=2.16.2",  # curves while training (2.16.0 asks for a nightly TensorFlow)
     "pydantic>=2.8",  # config sections: types, ranges, unknown keys
     "pyyaml>=6.0",  # configs
@@ -30,12 +30,12 @@ EXTRAS = {
         "scikit-learn>=1.4",  # L-BFGS logistic regression of the linear probe
         "open_clip_torch>=3.1",  # CLIP's own BPE table; verifies the open_clip export (3.0: local-dir:, 3.1: eos_id)
     ],
-    "s3": ["s3fs>=2024.5"],  # shards by s3://
-    "gs": ["gcsfs>=2024.5"],  # shards by gs://
+    "s3": ["s3fs>=2024.2"],  # shards by s3://
+    "gs": ["gcsfs>=2024.2"],  # shards by gs://
     "dev": [
         "pytest>=8.0",  # the test suite
         "moto[server]>=5.0",  # a real S3 API on loopback, for the tests of remote shards
-        "s3fs>=2024.5",  # the client that they use
+        "s3fs>=2024.2",  # the client that they use
         "efficientnet_lite_pytorch>=0.1.0",  # the library whose weights model.vision.weights may name, for parity
         "ruff>=0.6",  # lint and format
         "import-linter>=2.1",  # who may import whom

@@ -74,9 +74,9 @@ def real(shards: str, *, count: int = 32) -> Pairs:
                 return pairs
             try:
                 found = reader.read(store.read(Place(0, 0, shard, member)))
+                pairs.pictures.append(Image.fromarray(np.asarray(found.images[0])))
             except BadSample:
                 continue
-            pairs.pictures.append(Image.fromarray(np.asarray(found.images[0])))
             pairs.captions.append(found.suffix)
     if not pairs.captions:
         raise ConfigError(f"--pairs {shards}: no sample has both a picture and a caption")

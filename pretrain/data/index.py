@@ -30,7 +30,7 @@ class Catalog:
 
     paths: list[Path | Url]
     sizes: list[int]  #: samples of each shard
-    lengths: list[int]  #: bytes of each shard
+    lengths: list[int] = field(default_factory=list)  #: bytes of each shard
     sha256: dict[int, str] = field(default_factory=dict)  #: of shards whose dataset.json gives it
     inline: dict[int, bytes] = field(default_factory=dict)  #: indexes that could not be written beside their shard
     depot: Depot | None = None  #: where remote shards come from
@@ -90,12 +90,12 @@ def resolve(shards: str | list[str], access: Access | None = None) -> Catalog:
     return catalog
 
 
-def warn_if_crowded(catalog: Catalog, access: Access, *, shards: int) -> None:
+def warn_if_crowded(catalogs: list[Catalog], access: Access, *, shards: int) -> None:
     """Say so where the cache cannot hold the `shards` shards that all ranks together draw from at a time.
 
     The batches are the same, but shards are downloaded again and again. A node holds the part of its own ranks.
     """
-    far = [length for path, length in zip(catalog.paths, catalog.lengths) if isinstance(path, Url)]
+    far = [length for c in catalogs for path, length in zip(c.paths, c.lengths) if isinstance(path, Url)]
     if not far or access.range_reads or not dist.is_main():
         return
     here = min(1.0, int(os.environ.get("LOCAL_WORLD_SIZE", "1")) / dist.world())

@@ -170,6 +170,8 @@ class Loader:
         self.config = config
         self.batch_size = batch_size
         self.sources, self.order = _open(config, batch_size=batch_size, seed=seed)
+        catalogs = [source.store.catalog for source in self.sources]
+        index.warn_if_crowded(catalogs, config, shards=config.lanes * config.window)
         steps = Steps(self.sources, transform, composer, augment=config.augment, decode=config.decode)
         self._from = _From()
         self._seed = seed
@@ -247,7 +249,6 @@ def _open(config: Config, *, batch_size: int, seed: int) -> tuple[list[Source], 
 
     def order(number: int, source: Source, lanes: int) -> Order:
         sizes, own = source.store.catalog.sizes, source.store.seed
-        index.warn_if_crowded(source.store.catalog, config, shards=lanes * config.window)
         return Order(sizes, batch_size=batch_size, lanes=lanes, seed=own, window=config.window, source=number)
 
     if not config.blend:

@@ -230,7 +230,8 @@ class Remote:
                         f"shard {source}: {error}; gave up after {waited}. "
                         "When it can be read again, start the same command: it goes on"
                     ) from None
-                log.warning("%s: %s; try %d, again in %.1f s", source, error, tries, pause)
+                if tries & (tries - 1) == 0:  # the 1st, 2nd, 4th, 8th: many threads may meet the same trouble
+                    log.warning("%s: %s; try %d, again in %.1f s", source, error, tries, pause)
                 time.sleep(pause)
 
 

@@ -5,13 +5,14 @@ import itertools
 import os
 import tarfile
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 import torch
 
 from pretrain.config import ConfigError
-from pretrain.data import format, index, remote, synthetic
+from pretrain.data import format, index, locks, remote, synthetic
 from pretrain.data.compose import Composer
 from pretrain.data.depot import Depot
 from pretrain.data.format import ShardError
@@ -96,6 +97,13 @@ def test_some_shards_here_and_some_there(server, folder, tokenizer, expected, tm
     for ranges in (False, True):
         assert equal(batches(shards, tokenizer, tmp_path, range_reads=ranges), expected)
     assert not server.gets("00000.tar")
+
+
+def test_a_blend_of_shards_here_and_there(server, folder, tokenizer, tmp_path):
+    here, there = (f"{where}/shapes-{{00001..00002}}.tar" for where in (folder, server.url))
+    other = {"shards": str(folder / "shapes-00000.tar"), "weight": 1}
+    drawn = [batches([], tokenizer, tmp_path, blend=[{"shards": s, "weight": 2}, other]) for s in (here, there)]
+    assert equal(*drawn) and len(set(server.gets(".tar"))) == 2
 
 
 def test_a_pass_for_evaluation(server, folder, tokenizer, tmp_path):
@@ -237,6 +245,29 @@ def test_a_cache_that_holds_one_shard_at_a_time(server, folder, tokenizer, expec
     assert equal(got, expected)
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= largest + 2000
     assert "drawn from 3 shards at a time" in caplog.text
+
+
+@pytest.mark.slow
+def test_loaders_killed_while_they_download(server, folder, tokenizer, expected, tmp_path):
+    """Their workers are left to themselves for a while; the bound holds, and the next run is none the wiser."""
+    largest = max(path.stat().st_size for path in folder.glob("*.tar"))
+    limit, highest = 2 * largest + 4000, 0
+    server.pause = 0.05
+    for moment in (0.2, 0.4, 0.7, 1.1):
+        args = (f"{server.url}/{NAMES}", tokenizer, tmp_path)
+        process = get_context("fork").Process(target=batches, args=args, kwargs={"workers": 2, "cache_gb": limit / 1e9})
+        process.start()
+        begin = time.monotonic()
+        while time.monotonic() - begin < moment:
+            if tmp_path.joinpath(".lock").exists():
+                with locks.locked(tmp_path / ".lock"):
+                    highest = max(highest, sum(entry.stat().st_size for entry in os.scandir(tmp_path)))
+            time.sleep(0.002)
+        process.kill()
+        process.join()
+    server.pause = 0
+    assert equal(batches(f"{server.url}/{NAMES}", tokenizer, tmp_path, workers=2, cache_gb=limit / 1e9), expected)
+    assert largest < highest <= limit
 
 
 def test_lists(server, folder, tmp_path):
