@@ -1,0 +1,87 @@
+"""Rates of the data commands on made-up photographs: `python -m tests.benchmarks.data_tools FOLDER [samples]`.
+
+The set is made once in FOLDER: JPEGs of natural spectra (1/f noise), 256 x 256 to 640 x 480, quality 75 to 95, every
+fourth with an EXIF block, captions of 4 to 30 words. CPU time counts children, so a busy machine changes it little.
+"""
+
+import io
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pretrain.data import format as shards
+
+SIZES = ((256, 256), (341, 256), (256, 384), (500, 375), (640, 480))
+DIFFERENT = 400
+SHARD = 1000
+WORDS = "a the dog red house on near small old tree woman with street under blue boat two men riding photo of".split()
+
+
+def photo(number: int) -> bytes:
+    """Return a JPEG with the spectrum of a photograph."""
+    rng = np.random.default_rng(number)
+    width, height = SIZES[number % len(SIZES)]
+    fy, fx = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
+    falloff = 1 / np.maximum(np.hypot(fy, fx), 1 / width) ** 1.2
+    channels = []
+    for _ in range(3):
+        noise = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((height, width))) * falloff, (height, width))
+        channels.append((noise - noise.min()) / np.ptp(noise) * 255)
+    image = Image.fromarray(np.stack(channels, -1).astype(np.uint8))
+    out = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x010E] = "x" * 3000
+    image.save(out, "JPEG", quality=75 + 5 * (number % 5), **({"exif": exif} if number % 4 == 0 else {}))
+    return out.getvalue()
+
+
+def make(folder: Path, samples: int) -> None:
+    """Write the set, if it is not there."""
+    if (folder / shards.MANIFEST).exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    photos = [photo(number) for number in range(DIFFERENT)]
+    counts = {}
+    for start in range(0, samples, SHARD):
+        path = folder / f"train-{start // SHARD:05d}.tar"
+        with shards.ShardWriter(path) as writer:
+            for number in range(start, min(samples, start + SHARD)):
+                draw = random.Random(number)
+                caption = " ".join(draw.choices(WORDS, k=draw.randint(4, 30)))
+                record = f'{{"url": "example/{number}", "width": 256, "similarity": {draw.random()}}}'
+                members = {"jpg": photos[number % DIFFERENT], "txt": caption.encode(), "json": record.encode()}
+                writer.add(f"{number:09d}", members)
+        counts[path.name] = (len(writer.entries), path.stat().st_size)
+    shards.write_manifest(folder, counts, {})
+
+
+def measure(samples: int, *words: str) -> None:
+    """Run one command and print its rates."""
+    before, start = os.times(), time.perf_counter()
+    run = subprocess.run([sys.executable, "-m", "data_tools", *words], capture_output=True, text=True, check=False)
+    wall, after = time.perf_counter() - start, os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    print(f"{' '.join(words)}\n    exit {run.returncode}: {wall:.1f} s = {samples / wall:,.0f} samples/s; ", end="")
+    print(f"{cpu:.1f} s of CPU = {samples / cpu:,.0f} samples/s a core, start-up included", flush=True)
+
+
+def main() -> None:
+    """Measure all commands."""
+    folder, samples = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 20_000
+    source = folder / "photos"
+    make(source, samples)
+    size = sum(path.stat().st_size for path in source.glob("*.tar"))
+    print(f"{samples} samples, {size / 1e6:.0f} MB, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    measure(samples, "validate", str(source))
+    measure(samples, "validate", str(source), "--decode")
+    measure(samples, "validate", str(source), "--near-duplicates")
+
+
+if __name__ == "__main__":
+    main()
