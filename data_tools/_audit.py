@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_tools import _near, _pack, _phash, _scan, _tar
+from data_tools import _duplicates, _pack, _phash, _scan, _tar
 from data_tools._repeats import Repeats
 from pretrain.data import format as shards
 from pretrain.data.decode import BadSample, decode_image
@@ -59,6 +59,7 @@ class _Seen:
         self.keys: list[int] = []
         self.captions: list[int] = []
         self.looks: list[int] = []
+        self.colours: list[int] = []
         self.texts: list[str] = []
 
     def compare(self, entries: list[shards.Entry]) -> None:
@@ -84,7 +85,7 @@ class _Seen:
         where = f"{self.asked.path.name}/{entry.key}"
         good = [self._good(where, look, tar, entry) for look in (self._image, self._caption)]
         self.bad += not all(good)
-        for kept in (self.captions, self.looks):
+        for kept in (self.captions, self.looks, self.colours):
             kept.extend([0] * (len(self.keys) - len(kept)))
 
     def packed(self) -> bytes:
@@ -99,7 +100,7 @@ class _Seen:
             "notes": self.notes,
             "counts": {name: sorted(found.items()) for name, found in self.counts.items()},
         }
-        arrays = {"keys": self.keys, "captions": self.captions, "looks": self.looks}
+        arrays = {"keys": self.keys, "captions": self.captions, "looks": self.looks, "colours": self.colours}
         return _pack.pack(tree, **{name: np.array(values, np.uint64) for name, values in arrays.items()})
 
     def _good(self, where: str, look: Any, tar: _tar.Tar, entry: shards.Entry) -> bool:
@@ -116,7 +117,9 @@ class _Seen:
         if self.asked.decode:
             decode_image(tar.image(entry))
         if self.asked.near:
-            self.looks.append(_phash.phash(tar.image(entry)) or 0)
+            look = _phash.look(tar.image(entry))
+            self.looks.append(look.hash if look else 0)
+            self.colours.append(look.colour if look else 0)
         self.counts["sides"][min(picture.width, picture.height)] += 1
 
     def _caption(self, tar: _tar.Tar, entry: shards.Entry) -> None:
@@ -154,7 +157,8 @@ class Audit:
         self.problems: dict[str, list[Any]] = {}
         self.notes: dict[str, list[Any]] = {}
         self.counts: dict[str, Counter[int]] = {"sides": Counter(), "words": Counter(), "tokens": Counter()}
-        self.keys, self.captions, self.looks = Repeats(paths), Repeats(paths), Repeats(paths)
+        self.keys, self.captions = Repeats(paths), Repeats(paths)
+        self.looks: list[Any] = []
 
     def add(self, result: bytes) -> None:
         """Take what `look` said about the next shard."""
@@ -168,8 +172,9 @@ class Audit:
                 count(own, kind, *examples, number=number)
         for name, rows in tree["counts"].items():
             self.counts[name].update({int(value): number for value, number in rows})
-        for name in ("keys", "captions", "looks"):
-            getattr(self, name).add(arrays[name])
+        self.keys.add(arrays["keys"])
+        self.captions.add(arrays["captions"])
+        self.looks.append(np.stack([arrays["looks"], arrays["colours"]]))
 
     def report(self, *, max_bad_fraction: float, context_length: int, near: bool) -> dict[str, Any]:
         """Return all counts; `reasons` says why the set cannot be trained on, and is empty if it can."""
@@ -199,22 +204,20 @@ class Audit:
     def _repeated(self, *, near: bool, context_length: int) -> dict[str, list[Any]]:
         found = {"key that another sample has too": self.keys.later(EXAMPLES)}
         if near:
-            found["picture that looks like an earlier one"] = near_duplicates(self.looks)
+            found["picture that looks like an earlier one"] = self._near_duplicates()
         long = sum(number for tokens, number in self.counts["tokens"].items() if tokens > context_length)
         found[f"caption longer than {context_length} tokens (its end is cut off)"] = [long, []]
         return {kind: row for kind, row in found.items() if row[0]}
 
-
-def near_duplicates(looks: Repeats) -> list[Any]:
-    """Return [count, examples] of the pictures whose hash is near that of an earlier one."""
-    hashes, first = looks.values()
-    pairs = _near.pairs_within(hashes, NEAR)
-    earlier = np.where(first[pairs[:, 0]] < first[pairs[:, 1]], pairs[:, 0], pairs[:, 1])
-    later = pairs.sum(1) - earlier
-    partner = dict(zip(later.tolist(), earlier.tolist()))
-    same, examples = looks.later(EXAMPLES)
-    own = [f"{looks.name(int(first[b]))} and {looks.name(int(first[a]))}" for b, a in sorted(partner.items())[:EXAMPLES]]
-    return [same + len(partner), (own + examples)[:EXAMPLES]]
+    def _near_duplicates(self) -> list[Any]:
+        """Return [count, examples] of the pictures that look like an earlier one."""
+        look_N, colour_N = np.concatenate(self.looks, 1)
+        alike = _duplicates.image_criterion(look_N, colour_N, NEAR)
+        none, every = np.zeros(len(look_N), bool), np.ones(len(look_N), bool)
+        onto_N, _ = _duplicates.decide([alike], np.arange(len(look_N)), none, every)
+        later = np.flatnonzero(onto_N != _duplicates.KEPT).tolist()
+        name = self.keys.name
+        return [len(later), [f"{name(at)} and {name(int(onto_N[at]))}" for at in later[:EXAMPLES]]]
 
 
 def mark(text: str) -> int:

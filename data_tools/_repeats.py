@@ -23,11 +23,6 @@ class Repeats:
         """Take the marks of the next shard."""
         self._marks.append(mark_N)
 
-    def values(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-        """Return the different marks and the position at which each comes first."""
-        different, first, _ = self._counted()
-        return different, first
-
     @property
     def different(self) -> int:
         """Return how many different marks there are."""
