@@ -23,10 +23,15 @@ INSTALL = [
 EXTRAS = {
     "tools": [
         "resvg_py>=0.1.5",  # renders the icon recipe's SVG without system libraries
+        "pyarrow>=14.0.1",  # parquet sources of data_tools build (14.0.1: older ones could run code from a file)
         "scikit-learn>=1.4",  # L-BFGS logistic regression of the linear probe
         "open_clip_torch>=2.32",  # CLIP's own BPE table; verifies the open_clip export
     ],
+    "ray": [
+        "ray>=2.9",  # data_tools --engine ray: the same work on a cluster
+    ],
     "dev": [
+        "imagehash>=4.3.1",  # the definition that the perceptual hash is tested against
         "pytest>=8.0",  # the test suite
         "ruff>=0.6",  # lint and format
         "import-linter>=2.1",  # who may import whom

@@ -73,9 +73,7 @@ class _Seen:
             )
         try:
             if shards.read_index(path) != entries:
-                self.unusable.append(
-                    f"index of {path}: differs from the tar; run `python -m data_tools index {path}`"
-                )
+                self.unusable.append(f"index of {path}: differs from the tar; run `python -m data_tools index {path}`")
         except FileNotFoundError:
             count(self.notes, "shard without index (made on first use)", path.name)
 

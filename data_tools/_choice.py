@@ -66,8 +66,10 @@ def shards_by_name(source: Sequence[_rows.Shard]) -> dict[str, int]:
 
 
 def _parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    from pyarrow import ArrowInvalid, parquet  # imported late: most commands need no tables
-
+    try:
+        from pyarrow import ArrowInvalid, parquet  # imported late: most commands need no tables
+    except ImportError:
+        raise ConfigError(f"{path}: Parquet needs pyarrow; run `pip install 'diptych[tools]'`") from None
     try:
         with parquet.ParquetFile(path) as file:
             _require(path, columns, file.schema_arrow.names)

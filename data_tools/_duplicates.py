@@ -1,4 +1,4 @@
-"""Which of several like samples stays: the first in the given order; every other one names the kept one that it is like.
+"""Which of several like samples stays: the first in the given order; every other one names the kept one it is like.
 
 Being like is no chain: a sample goes only if a sample that stays is like it, not if another one that goes is.
 """
@@ -24,9 +24,11 @@ class Criterion(NamedTuple):
     near: dict[int, list[int]]  #: number -> other numbers that are alike, too
 
 
-def criterion(name: str, mark_N: NDArray[np.uint64], first_P: NDArray[np.int64], pairs_P2: NDArray[np.int64]) -> Criterion:
+def criterion(
+    name: str, mark_N: NDArray[np.uint64], first_P: NDArray[np.int64], pairs_P2: NDArray[np.int64]
+) -> Criterion:
     """Return a criterion from marks (0: none) and pairs of near ones, as numbers in `first_P` of samples."""
-    different, value_N = np.unique(mark_N, return_inverse=True)
+    _, value_N = np.unique(mark_N, return_inverse=True)
     value_N = np.where(mark_N == 0, KEPT, value_N.reshape(-1))
     near: dict[int, list[int]] = defaultdict(list)
     for a, b in value_N[first_P[pairs_P2]].tolist() if len(pairs_P2) else ():
@@ -36,7 +38,7 @@ def criterion(name: str, mark_N: NDArray[np.uint64], first_P: NDArray[np.int64],
 
 
 def image_criterion(look_N: NDArray[np.uint64], colour_N: NDArray[np.uint64], distance: int) -> Criterion:
-    """Return the criterion of pictures whose hashes differ in at most `distance` bits and whose mean colours are close."""
+    """Return the criterion of pictures with hashes at most `distance` bits apart and close mean colours."""
     mark_N = np.where(look_N == 0, 0, look_N * MIX ^ (colour_N + np.uint64(1)) * (MIX >> np.uint64(17)))
     different, first_P = np.unique(mark_N, return_index=True)
     first_P = first_P[different != 0]
@@ -49,7 +51,7 @@ def image_criterion(look_N: NDArray[np.uint64], colour_N: NDArray[np.uint64], di
 def decide(
     criteria: Sequence[Criterion], order: NDArray[np.int64], stay_N: NDArray[np.bool_], cover_N: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return for each sample the kept one that it is like (or KEPT), and the number of the first criterion that says so.
+    """Return for each sample the kept one that it is like (or KEPT), and which criterion says so first.
 
     `stay_N` names samples that stay whatever they are like; they come first. Others go if they are like a kept sample
     of `cover_N`.
@@ -78,7 +80,7 @@ def decide_both(
     stay_N: NDArray[np.bool_],
     cover_N: NDArray[np.bool_],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return what `decide` returns where a sample goes only if the same kept one has a like picture and a like caption."""
+    """Return what `decide` returns where picture and caption must be like those of the same kept sample."""
     onto_N, why_N = (np.full(len(order), KEPT, np.int64) for _ in range(2))
     values = [one.value_N.tolist() for one in pictures]
     words = caption.value_N.tolist()

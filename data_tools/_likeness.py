@@ -94,4 +94,3 @@ def _order(
     late = np.array([_rows.prefix_of(shard.path) not in HELD_OUT for shard in source])[all_rows[:, 0]]
     small = -pixels_N.astype(np.int64) if prefer == "largest" else np.zeros(len(all_rows), np.int64)
     return np.lexsort((np.arange(len(all_rows)), small, late))
-

@@ -21,7 +21,8 @@ h2{font-size:18px;margin:40px 0 14px}p.lead{margin:0 0 24px;color:var(--soft)}p.
 .tiles,.plots,.pictures,.pairs{display:grid;gap:14px}.tiles{grid-template-columns:repeat(auto-fill,minmax(150px,1fr))}
 .plots{grid-template-columns:repeat(auto-fit,minmax(340px,1fr))}
 .pictures{grid-template-columns:repeat(auto-fill,minmax(170px,1fr))}
-.pairs{grid-template-columns:repeat(auto-fit,minmax(400px,1fr))}.pair{display:grid;grid-template-columns:1fr 1fr;gap:10px}
+.pairs{grid-template-columns:repeat(auto-fit,minmax(400px,1fr))}
+.pair{display:grid;grid-template-columns:1fr 1fr;gap:10px}
 .card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:14px 16px;min-width:0}
 .number{font-size:24px;font-weight:600;letter-spacing:-.02em}.label{color:var(--soft);font-size:13px}
 .card h3{font-size:14px;margin:0 0 8px;font-weight:600}.card.bad .number{color:#c0392b}
@@ -74,12 +75,15 @@ def card(title: str, body: str) -> str:
 def table(head: Sequence[str], rows: Iterable[Sequence[str | int]]) -> str:
     """Return a table; numbers stand to the right."""
 
-    def cell(tag: str, value: str | int) -> str:
-        shown = f"{value:,}" if isinstance(value, int) else value
-        return f'<{tag}{" class=n" if isinstance(value, int) else ""}>{text(shown)}</{tag}>'
+    rows = list(rows)
+    right = [bool(rows) and isinstance(value, int) for value in (rows[0] if rows else head)]
 
-    body = "".join(f"<tr>{''.join(cell('td', value) for value in row)}</tr>" for row in rows)
-    return f"<table><tr>{''.join(cell('th', name) for name in head)}</tr>{body}</table>"
+    def line(tag: str, values: Sequence[str | int]) -> str:
+        shown = [f"{value:,}" if isinstance(value, int) else value for value in values]
+        cells = (f"<{tag}{' class=n' * to}>{text(words)}</{tag}>" for words, to in zip(shown, right))
+        return f"<tr>{''.join(cells)}</tr>"
+
+    return f"<table>{line('th', head)}{''.join(line('td', row) for row in rows)}</table>"
 
 
 def picture(data: bytes, caption: str, small: str) -> str:

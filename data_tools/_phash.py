@@ -45,7 +45,9 @@ def look(data: bytes, *, exact: bool = False) -> Look | None:
         return None
     low_KK = DCT_KN @ grey_HW @ DCT_KN.T
     signs = (low_KK > np.median(low_KK)).reshape(-1)
-    red, green, blue = (int(value) >> 3 for value in np.asarray(image.reduce(max(1, min(image.size) // 8))).mean((0, 1)))
+    red, green, blue = (
+        int(value) >> 3 for value in np.asarray(image.reduce(max(1, min(image.size) // 8))).mean((0, 1))
+    )
     return Look(int(WEIGHTS[signs].sum(dtype=np.uint64)), red << 10 | green << 5 | blue)
 
 

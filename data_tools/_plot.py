@@ -6,18 +6,20 @@ from data_tools._page import text
 
 WIDTH, HEIGHT = 460, 210
 LEFT, RIGHT, TOP, BOTTOM = 8, 8, 18, 34
+WIDEST = 64  # a column, however few there are
 LABELS = 9  # under an axis, at most
 
 
 def bars(rows: Sequence[tuple[str, int]], *, unit: str) -> str:
     """Return columns over labels, the highest one with its number; `unit` names the axis."""
     most, total = max((n for _, n in rows), default=0) or 1, sum(n for _, n in rows) or 1
-    step = (WIDTH - LEFT - RIGHT) / max(1, len(rows))
+    step = min(WIDEST, (WIDTH - LEFT - RIGHT) / max(1, len(rows)))
+    begin = (WIDTH - step * len(rows)) / 2
     every = -(-len(rows) // LABELS)
     ground = HEIGHT - BOTTOM
     shapes = [f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{ground}" y2="{ground}"/>']
     for at, (label, number) in enumerate(rows):
-        x, high = LEFT + at * step, (ground - TOP) * number / most
+        x, high = begin + at * step, (ground - TOP) * number / most
         gap = min(2.0, step / 6)
         told = f"<title>{text(label)}: {number:,} ({number / total:.1%})</title>"
         shapes.append(
@@ -29,7 +31,7 @@ def bars(rows: Sequence[tuple[str, int]], *, unit: str) -> str:
             shapes.append(f'<text x="{middle:.1f}" y="{ground + 14}" text-anchor="middle">{text(label)}</text>')
     highest = max(range(len(rows)), key=lambda at: rows[at][1], default=None)
     if highest is not None:
-        x = min(max(LEFT + (highest + 0.5) * step, 40), WIDTH - 40)
+        x = min(max(begin + (highest + 0.5) * step, 40), WIDTH - 40)
         shapes.append(f'<text class="value" x="{x:.1f}" y="{TOP - 5}" text-anchor="middle">{rows[highest][1]:,}</text>')
     shapes.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 4}" text-anchor="middle">{text(unit)}</text>')
     return _svg(shapes)
@@ -39,7 +41,7 @@ def field(cells: dict[tuple[int, int], int], across: Sequence[str], up: Sequence
     """Return a grid whose cells are the darker the more they count; `unit` names the axes."""
     most = max(cells.values(), default=1)
     left, ground = 58, HEIGHT - BOTTOM
-    wide, high = (WIDTH - left - RIGHT) / max(1, len(across)), (ground - 6) / max(1, len(up))
+    wide, high = (min(WIDEST, room) for room in ((WIDTH - left - RIGHT) / len(across), (ground - 6) / len(up)))
     shapes = []
     for (x, y), number in sorted(cells.items()):
         told = f"<title>{text(across[x])} x {text(up[y])}: {number:,}</title>"

@@ -1,4 +1,4 @@
-"""What comes more than once over all shards: 8 bytes a sample are kept, and texts are read again where they are shown."""
+"""What comes more than once over all shards: 8 bytes a sample are kept, and a text is read again to be shown."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +37,11 @@ class Repeats:
         again[self._counted()[1]] = False
         again &= whole != 0
         return int(again.sum()), [self.name(int(at)) for at in np.flatnonzero(again)[:examples]]
+
+    def frequencies(self) -> dict[int, int]:
+        """Return how many marks come once, twice, and so on."""
+        often, captions = np.unique(self._counted()[2], return_counts=True)
+        return dict(zip(often.tolist(), captions.tolist()))
 
     def name(self, position: int) -> str:
         """Return shard/key of the sample at a position."""

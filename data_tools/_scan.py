@@ -77,7 +77,7 @@ def _plain(head: bytes) -> int | None:
         int(head[124:135], 8)
     except ValueError:
         return None
-    odd = head[345] and head[257:265] != POSIX or head[:100].partition(b"\0")[0].endswith(b"/") and kind != FOLDER
+    odd = (head[345] and head[257:265] != POSIX) or (head[:100].partition(b"\0")[0].endswith(b"/") and kind != FOLDER)
     return None if odd or told != sum(head) - sum(head[148:156]) + SPACES else kind
 
 

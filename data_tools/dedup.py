@@ -54,7 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Find, report, and write what stays."""
-    from data_tools import _copy, _dropped, _duplicates, _likeness, _rows  # imported late: --help need not wait for them
+    from data_tools import (
+        _copy,
+        _dropped,
+        _duplicates,
+        _likeness,
+        _rows,
+    )  # imported late: --help need not wait for them
     from data_tools._folder import claim
     from pretrain.config import ConfigError
 

@@ -11,7 +11,6 @@ Examples:
 
 import argparse
 from pathlib import Path
-
 from typing import TYPE_CHECKING
 
 from data_tools import _engine, _inputs
@@ -33,7 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--shuffle", type=int, default=None, metavar="SEED", help="put the samples in a random order")
     parser.add_argument(
-        "--validation-fraction", type=fraction, default=0.0, metavar="F", help="share of validation-*.tar, by hash of key"
+        "--validation-fraction",
+        type=fraction,
+        default=0.0,
+        metavar="F",
+        help="share of validation-*.tar, by hash of key",
     )
     table = "table of shard and key: .parquet, .jsonl, or .txt with a tab between them"
     parser.add_argument("--subset", type=Path, metavar="TABLE", help=f"only what it names; {table}")
@@ -80,6 +83,8 @@ def split_off(splits: "dict[str, _rows.Rows]", source: "list[_rows.Shard]", frac
 
     from data_tools import _rows
 
-    held = {split: _rows.held_out(rows, source, 1.0 if split == VALIDATION else fraction) for split, rows in splits.items()}
+    held = {
+        split: _rows.held_out(rows, source, 1.0 if split == VALIDATION else fraction) for split, rows in splits.items()
+    }
     validation = np.concatenate([rows[held[split]] for split, rows in splits.items()])
     return {VALIDATION: validation, **{s: rows[~held[s]] for s, rows in splits.items() if s != VALIDATION}}

@@ -20,7 +20,7 @@ from pretrain.data import format as shards
 SIZES = ((256, 256), (341, 256), (256, 384), (500, 375), (640, 480))
 DIFFERENT = 400
 SHARD = 1000
-WORDS = "a the dog red house on near small old tree woman with street under blue boat two men riding photo of".split()
+WORDS = "a the dog red house on near small old tree woman with street under blue boat two men riding of"
 
 
 def photo(number: int) -> bytes:
@@ -53,7 +53,7 @@ def make(folder: Path, samples: int) -> None:
         with shards.ShardWriter(path) as writer:
             for number in range(start, min(samples, start + SHARD)):
                 draw = random.Random(number)
-                caption = " ".join(draw.choices(WORDS, k=draw.randint(4, 30)))
+                caption = " ".join(draw.choices(WORDS.split(), k=draw.randint(4, 30)))
                 record = f'{{"url": "example/{number}", "width": 256, "similarity": {draw.random()}}}'
                 members = {"jpg": photos[number % DIFFERENT], "txt": caption.encode(), "json": record.encode()}
                 writer.add(f"{number:09d}", members)
