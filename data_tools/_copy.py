@@ -14,7 +14,7 @@ from data_tools._folder import STATE
 from pretrain.config import ConfigError
 from pretrain.data import format as shards
 
-COPY = "copy-"
+COPY, PLAN = "copy-", "copy.plan"
 OPEN = 64  # tars that a worker keeps open
 AT_ONCE = 256 * 1024 * 1024  # bytes of a shuffled shard that are read in the order of the disk, then written
 
@@ -33,7 +33,7 @@ def check_out(out: Path, sources: Sequence[Path]) -> None:
     Raises:
         ConfigError: it holds shards that no copy of ours wrote, the sources among them.
     """
-    own = {path.name.removeprefix(COPY).removesuffix(".result") for path in (out / STATE).glob(f"{COPY}*.result")}
+    own = _planned(out / STATE)
     others = sorted(path.name for path in out.glob("*.tar") if path.name not in own)
     if others:
         raise ConfigError(f"--out {out}: holds {others[0]}, which is not of an earlier run; name another folder")
@@ -66,7 +66,7 @@ def write(
         for names in [_rows.renamed(rows, source)]
         for number, start in enumerate(range(0, len(rows), shard_size))
     ]
-    _remove_others(out, state, {task.name for task in tasks})
+    _plan(out, state, {task.argument.out.name for task in tasks})
     results = _engine.run(copied, tasks, state=state, engine=engine, doing="write", fits=_whole)
     counts = {note["name"]: (note["samples"], note["bytes"]) for note in map(json.loads, results)}
     shards.write_manifest(out, counts, meta)
@@ -142,10 +142,19 @@ def _whole(task: _engine.Task, result: bytes) -> bool:
         return False
 
 
-def _remove_others(out: Path, state: Path, names: set[str]) -> None:
-    """Remove the shards that an earlier plan wrote and this one does not."""
-    for kept in state.glob(f"{COPY}*.result"):
-        if kept.name.removesuffix(".result") not in names:
-            path = out / kept.name.removeprefix(COPY).removesuffix(".result")
-            for stale in (path, shards.index_path(path), kept):
-                stale.unlink(missing_ok=True)
+def _planned(state: Path) -> set[str]:
+    """Return the names of the shards that an earlier run wrote or was about to write."""
+    try:
+        return set(json.loads((state / PLAN).read_bytes()))
+    except FileNotFoundError:
+        return set()
+
+
+def _plan(out: Path, state: Path, names: set[str]) -> None:
+    """Note what is going to be written; remove the shards that an earlier plan wrote and this one does not."""
+    others = sorted(_planned(state) - names)
+    shards.write_atomic(state / PLAN, json.dumps(sorted(names.union(others))).encode())
+    for name in others:
+        for stale in (out / name, shards.index_path(out / name), state / f"{COPY}{name}.result"):
+            stale.unlink(missing_ok=True)
+    shards.write_atomic(state / PLAN, json.dumps(sorted(names)).encode())

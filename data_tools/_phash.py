@@ -1,7 +1,7 @@
 """The perceptual hash of an image: 64 signs of its lowest frequencies, nearly equal for pictures that look alike.
 
 The definition is imagehash's `phash` (8 x 8 of the DCT of 32 x 32 greys, against their median). A JPEG is decoded at
-the smallest of its own scales that holds 64 x 64, which costs a few bits of difference at most and is far faster.
+the smallest of its own scales that holds 128 x 128: on 400 photo-like files that changed 2 bits of 60 and none of 340.
 """
 
 import io
@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from pretrain.data.decode import FORMATS, MAX_PIXELS, DecodeError, decode_image
 
 SIDE, LOW = 32, 8
-DRAFT = (2 * SIDE, 2 * SIDE)
+DRAFT = (4 * SIDE, 4 * SIDE)
 CLOSE = 2  # steps (of 32) that the mean of red, green or blue may differ in pictures that look alike
 FLAT = 6.0  # range of greys (of 255) below which the signs are noise
 

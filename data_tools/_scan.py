@@ -53,7 +53,7 @@ def _walk(data: mmap.mmap, size: int) -> list[shards.Entry] | None:
             return None
         length = int(head[124:135], 8) if kind in FILE else 0
         start, at = at + BLOCK, at + BLOCK + -(-length // BLOCK) * BLOCK
-        if start + length > size:
+        if at > size:
             return None
         if kind == FOLDER:
             continue
