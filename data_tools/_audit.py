@@ -38,6 +38,8 @@ def look(asked: Look) -> bytes:
         entries = _scan.scan(asked.path)
         seen.size = asked.path.stat().st_size
         seen.compare(entries)
+        if not entries:
+            seen.unusable.append(f"shard {asked.path}: holds no samples; build it again or leave it out")
         with _tar.opened(asked.path) as tar:
             for entry in entries:
                 seen.sample(tar, entry)

@@ -150,19 +150,25 @@ def _local(work: Work, tasks: Sequence[Task], workers: int) -> Iterator[tuple[in
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_settle, initargs=(os.getpid(),))
     left = iter(enumerate(tasks))
     running: dict[Future[bytes], int] = {}
+    others = set(multiprocessing.active_children())
     try:
         while True:
             while len(running) < AHEAD * workers and (more := next(left, None)) is not None:
                 running[pool.submit(work, more[1].argument)] = more[0]
             if not running:
                 return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            done = wait(running, return_when=FIRST_COMPLETED).done
+            for future in sorted(done, key=lambda future: future.exception() is not None):  # keep what is good
                 yield running.pop(future), future.result()
     except BrokenProcessPool:
         raise ShardError(
             "a worker process was killed, most often for want of memory; the same command goes on, "
             f"with fewer than --workers {workers} if it happens again"
         ) from None
+    except KeyboardInterrupt:
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.kill()  # a shard may take minutes; what it leaves unfinished is cleared by the next run
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
