@@ -202,7 +202,7 @@ class Audit:
         }
 
     def _repeated(self, *, near: bool, context_length: int) -> dict[str, list[Any]]:
-        found = {"key that another sample has too": self.keys.later(EXAMPLES)}
+        found: dict[str, list[Any]] = {"key that another sample has too": [*self.keys.later(EXAMPLES)]}
         if near:
             found["picture that looks like an earlier one"] = self._near_duplicates()
         long = sum(number for tokens, number in self.counts["tokens"].items() if tokens > context_length)

@@ -39,7 +39,7 @@ def criterion(
 
 def image_criterion(look_N: NDArray[np.uint64], colour_N: NDArray[np.uint64], distance: int) -> Criterion:
     """Return the criterion of pictures with hashes at most `distance` bits apart and close mean colours."""
-    mark_N = np.where(look_N == 0, 0, look_N * MIX ^ (colour_N + np.uint64(1)) * (MIX >> np.uint64(17)))
+    mark_N = np.where(look_N == 0, np.uint64(0), look_N * MIX ^ (colour_N + np.uint64(1)) * (MIX >> np.uint64(17)))
     different, first_P = np.unique(mark_N, return_index=True)
     first_P = first_P[different != 0]
     colour_P = colour_N[first_P].astype(np.uint16)

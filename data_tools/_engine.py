@@ -6,6 +6,7 @@ takes from there what still fits. Results come in the order of the tasks, whoeve
 
 import argparse
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -104,10 +105,9 @@ def run(
             write_atomic(_place(state, task), task.digest.encode() + b"\n" + result)
             bar.update()
     for task in tasks:
-        result = _kept(state, task)
-        if result is None:
+        if (found := _kept(state, task)) is None:
             raise ShardError(f"{state}: another run of the same command cleared it; run it again")
-        yield result
+        yield found
 
 
 def forget(state: Path) -> None:
@@ -196,10 +196,15 @@ def _ray(work: Work, tasks: Sequence[Task], workers: int) -> Iterator[tuple[int,
         raise ConfigError("--engine ray: Ray is not installed; run `pip install 'diptych[ray]'`") from None
     started = not ray.is_initialized()
     if started and os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level="error")
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
     elif started:
-        local = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-        ray.init(num_cpus=workers, log_to_driver=False, logging_level="error", **local)
+        ray.init(
+            num_cpus=workers,
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     remote = ray.remote(num_cpus=1, runtime_env={"env_vars": QUIET})(work)
     left = iter(enumerate(tasks))
     running: dict[Any, int] = {}

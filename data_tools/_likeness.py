@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +65,7 @@ def find(
 
 
 def _criteria(
-    args: argparse.Namespace, marks: dict[str, NDArray[np.uint64]], parts: list[tuple[dict[str, list[str]], object]]
+    args: argparse.Namespace, marks: dict[str, NDArray[np.uint64]], parts: Sequence[tuple[Any, object]]
 ) -> list[_duplicates.Criterion]:
     none = np.zeros((0, 2), np.int64)
     found = [_duplicates.criterion("bytes", marks["images"], none[:, 0], none)]

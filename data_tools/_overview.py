@@ -108,11 +108,11 @@ class Overview:
         for name, values in (("samples", self.samples), ("MB", [round(n / 1e6) for n in self.bytes])):
             rows = [(str(at), n) for at, n in enumerate(values)] if each else linear(Counter(values))
             plots.append(_page.card(f"{name} a shard", _plot.bars(rows, unit=unit if each else f"{unit} {name}")))
-        rows = defaultdict(lambda: [0, 0, 0])
+        sums: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
         for path, samples, weight in zip(self.paths, self.samples, self.bytes):
-            row = rows[_rows.prefix_of(path)]
+            row = sums[_rows.prefix_of(path)]
             row[:] = row[0] + 1, row[1] + samples, row[2] + weight
-        splits = [(name, shards, samples, size(weight)) for name, (shards, samples, weight) in sorted(rows.items())]
+        splits = [(name, shards, samples, size(weight)) for name, (shards, samples, weight) in sorted(sums.items())]
         plots.append(_page.card("Splits", _page.table(("split", "shards", "samples", "on disk"), splits)))
         if self.counts["bad"]:
             bad = sorted(self.counts["bad"].items(), key=lambda row: -row[1])

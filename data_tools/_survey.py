@@ -32,7 +32,8 @@ def surveyed(asked: Ask) -> bytes:
     """Return the counts of one shard."""
     names = ("kind", "size", "side", "aspect", "bytes", "words", "tokens", "captions", "bad")
     counts: dict[str, Counter[Any]] = {name: Counter() for name in names}
-    marks, texts = [], []
+    marks: list[int] = []
+    texts: list[str] = []
     draws: list[tuple[int, int]] = []
     entries = _scan.entries_of(asked.path)
     with _tar.opened(asked.path) as tar:
