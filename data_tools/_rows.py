@@ -47,6 +47,7 @@ def _lines(path: Path, index: bytes | None) -> list[bytes]:
     data = shards.index_path(path).read_bytes() if index is None else index
     head, *lines = data.removesuffix(b"\n").split(b"\n")
     shards.read_head(head, path)
+    shards.check_rows(data, path)
     return lines
 
 

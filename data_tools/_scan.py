@@ -44,10 +44,7 @@ def entries_of(path: Path) -> list[shards.Entry]:
 def _walk(data: mmap.mmap, size: int) -> list[shards.Entry] | None:
     found: dict[str, dict[str, tuple[int, int]]] = {}
     at = 0
-    while at < size:
-        head = data[at : at + BLOCK]
-        if not head.strip(b"\0") and len(head) == BLOCK:
-            break
+    while (head := data[at : at + BLOCK]).strip(b"\0"):
         kind = _plain(head)
         if kind is None:
             return None
@@ -64,7 +61,8 @@ def _walk(data: mmap.mmap, size: int) -> list[shards.Entry] | None:
             if extension in members:
                 return None
             members[extension] = (start, length)
-    return [shards.Entry(key, members) for key, members in found.items()]
+    whole = len(head) == BLOCK and not data[at:].strip(b"\0")  # zeros to the end, else it was cut off or goes on
+    return [shards.Entry(key, members) for key, members in found.items()] if whole else None
 
 
 def _plain(head: bytes) -> int | None:

@@ -1,7 +1,7 @@
 """The currencies of the data flow: Record (bytes), Example (one decoded sample), Batch (tensors).
 
 Shapes: B = rows of the batch, N = images (a row may own several), C H W = channels, height, width,
-T = tokens. A model only ever sees a Batch.
+T = tokens, K = boxes (a row may own several). A model only ever sees a Batch.
 """
 
 from dataclasses import dataclass, field, fields, replace
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -28,11 +29,12 @@ class Example:
     """One sample as a task sees it: images and text, before tokens."""
 
     key: str
-    images: list[np.ndarray]  #: each uint8 [H, W, 3]
+    images: list[Any]  #: each a picture, decoded when it is needed (data.picture), or uint8 [H, W, 3]
     prefix: str = ""  #: text that is given (prompt, question)
     suffix: str = ""  #: text that is learned (caption, answer)
     group: str = ""  #: what makes two captions the same; empty: the caption itself
     target: int = -1  #: class index, where a task has classes
+    boxes_K4: NDArray[np.float32] | None = None  #: x0 y0 x1 y1 in [0, 1] of the first image, upright and whole
     meta: dict[str, Any] = field(default_factory=dict)  #: the sample's json member, for evals and tasks
     draw: int = 0
     shard: str = ""  #: the shard's path, as in Record
@@ -43,7 +45,7 @@ class Batch:
     """Rows of a step on one rank. Optional fields are None where no reader or objective asks for them."""
 
     keys: list[str]
-    image_NCHW: Tensor | None = None  #: float32, normalised
+    image_NCHW: Tensor | None = None  #: uint8, channels last in memory; towers normalise it. Floats: normalised already
     owner_N: Tensor | None = None  #: int64, the row that image n belongs to
     tokens_BT: Tensor | None = None  #: int64, trimmed to the longest text of the rows
     blocks_BT: Tensor | None = None  #: int64, 1 opens a new attention block, 0 joins the last
@@ -51,7 +53,10 @@ class Batch:
     labels_BT: Tensor | None = None  #: int64, -100 where a token does not count
     target_B: Tensor | None = None  #: int64 class index
     caption_B: Tensor | None = None  #: int64 hash of what makes two captions equal
+    source_B: Tensor | None = None  #: int64, the row's place in data.blend; None without a blend
     draw_B: Tensor | None = None  #: int64, the sample's hash, for draws on the device
+    boxes_K4: Tensor | None = None  #: float32, x0 y0 x1 y1 in [0, 1] of the row's first image, which is shown whole
+    box_owner_K: Tensor | None = None  #: int64, the row that box k belongs to
     meta: list[dict[str, Any]] = field(default_factory=list)  #: each row's json member, for evals
     shards: list[str] = field(default_factory=list)  #: each row's shard: (shard, key) names a sample
     bad: list[dict[str, str]] = field(default_factory=list)  #: samples replaced here: epoch, shard, key, reason

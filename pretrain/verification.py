@@ -72,9 +72,9 @@ def real(shards: str, *, count: int = 32) -> Pairs:
                     return pairs
                 try:
                     found = reader.read(Record(entry.key, str(path), format.read_members(file, entry)))
+                    pairs.pictures.append(Image.fromarray(np.asarray(found.images[0])))
                 except BadSample:
                     continue
-                pairs.pictures.append(Image.fromarray(found.images[0]))
                 pairs.captions.append(found.suffix)
     if not pairs.captions:
         raise ConfigError(f"--pairs {shards}: no sample has both a picture and a caption")

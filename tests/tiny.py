@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from pretrain import dist, pretrained, recipe
-from pretrain.batch import Batch
+from pretrain.batch import Batch, Record
 from pretrain.data import synthetic, tokenizer
 from pretrain.models import text, vision, vlm
 from pretrain.pretrained import Pretrained
@@ -52,6 +52,12 @@ def batch(rows: int = 6, *, size: int = 32, length: int = 7, seed: int = 0) -> B
         valid_BT=torch.ones_like(tokens_BT, dtype=torch.bool),
         caption_B=torch.arange(rows) + 1000 * seed,
     )
+
+
+def record(draw: int = 0, **members: object) -> Record:
+    """Return a sample of a picture and `members`; what is not bytes is written as json."""
+    data = {name: value if isinstance(value, bytes) else json.dumps(value).encode() for name, value in members.items()}
+    return Record("k", "a.tar", {"png": synthetic.sample(0, size=8, seed=0)["png"], **data}, draw=draw)
 
 
 def corpus(folder: Path, *, shards: int = 2, samples: int = 48) -> Path:

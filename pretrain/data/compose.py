@@ -1,6 +1,6 @@
 """Examples to token rows, rows to a Batch: which token sees what, and which one counts.
 
-Letters: B = rows, N = images, C H W = channels, height, width, T = tokens.
+Letters: B = rows, N = images, C H W = channels, height, width, T = tokens, K = boxes.
 Text is trimmed to the longest row of the batch. That is exact: causal text never looks right of its end token, and
 `valid_BT` hides the padding from everything else.
 """
@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from pretrain.batch import Batch, Example
+from pretrain.data.decode import Pixels
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.data.transforms import Floats
 from pretrain.dist import hash64
 
 IGNORE = -100
+CHARACTERS = 256  #: so many a token are read of a text; what is behind them would be cut off anyway, but cost time
 
 
 @dataclass(slots=True)
@@ -26,13 +29,14 @@ class Row:
 
     key: str
     shard: str
-    images: list[Floats]  #: each float32 [C, H, W]
+    images: list[Pixels]  #: each uint8 [H, W, C]
     ids: list[int]
     blocks: list[int]
     labels: list[int]  #: the token itself where it counts, IGNORE elsewhere; models shift, rows do not
     caption: int
     draw: int
     target: int = -1
+    boxes_K4: NDArray[np.float32] | None = None
     meta: dict[str, Any] = field(default_factory=dict)
 
 
@@ -44,10 +48,11 @@ class Composer:
         self.tokenizer = tokenizer
         self.context_length = context_length
 
-    def row(self, example: Example, images: list[Floats]) -> Row:
+    def row(self, example: Example, images: list[Pixels]) -> Row:
         """Return an example as a row; the prefix is given, the suffix and the end token are learned."""
-        prefix = self.tokenizer.ids(example.prefix) if example.prefix else []
-        ids = self.tokenizer.wrap([*prefix, *self.tokenizer.ids(example.suffix)], self.context_length)
+        most = CHARACTERS * self.context_length
+        prefix = self.tokenizer.ids(example.prefix[:most]) if example.prefix else []
+        ids = self.tokenizer.wrap([*prefix, *self.tokenizer.ids(example.suffix[:most])], self.context_length)
         given = len(prefix) + (self.tokenizer.start is not None)
         labels = [IGNORE if place < given else token for place, token in enumerate(ids)]
         same = example.group or " ".join(f"{example.prefix} {example.suffix}".split()).lower()
@@ -61,19 +66,21 @@ class Composer:
             caption=hash64("caption", same),
             draw=example.draw,
             target=example.target,
+            boxes_K4=example.boxes_K4,
             meta=example.meta,
         )
 
     def collate(self, rows: list[Row]) -> Batch:
         """Return rows as a Batch; its text is as long as its longest row."""
         length = max(len(row.ids) for row in rows)
-        images = [image_CHW for row in rows for image_CHW in row.images]
+        images = [image_HWC for row in rows for image_HWC in row.images]
         owners = [number for number, row in enumerate(rows) for _ in row.images]
+        boxes = [(number, row.boxes_K4) for number, row in enumerate(rows) if row.boxes_K4 is not None]
         valid_BT = torch.arange(length) < torch.tensor([[len(row.ids)] for row in rows])
         return Batch(
             keys=[row.key for row in rows],
             shards=[row.shard for row in rows],
-            image_NCHW=torch.from_numpy(np.stack(images)) if images else None,
+            image_NCHW=_stack(images) if images else None,
             owner_N=torch.tensor(owners) if images else None,
             tokens_BT=_pad([row.ids for row in rows], length, self.tokenizer.pad),
             blocks_BT=_pad([row.blocks for row in rows], length, 1),
@@ -82,8 +89,27 @@ class Composer:
             target_B=torch.tensor([row.target for row in rows]),
             caption_B=torch.tensor([row.caption for row in rows]),
             draw_B=torch.tensor([row.draw for row in rows]),
+            boxes_K4=torch.from_numpy(np.concatenate([box for _, box in boxes])) if boxes else None,
+            box_owner_K=torch.tensor([number for number, box in boxes for _ in box]) if boxes else None,
             meta=[row.meta for row in rows],
         )
+
+
+def _stack(images: list[Pixels]) -> Tensor:
+    """Return images [H, W, C] as [N, C, H, W] with channels last in memory, which is how they come and are wanted.
+
+    A worker writes them to shared memory at once, as torch's own collate does: what is sent is a handle.
+    """
+    first = torch.from_numpy(images[0])
+    out_NHWC = first.new_empty(0)
+    if get_worker_info() is not None:
+        storage = torch.UntypedStorage._new_shared(len(images) * images[0].nbytes)
+        out_NHWC = first.new(storage)
+    out_NHWC = out_NHWC.resize_(len(images), *first.shape)
+    target_NHWC = out_NHWC.numpy()
+    for number, image_HWC in enumerate(images):
+        target_NHWC[number] = image_HWC
+    return out_NHWC.permute(0, 3, 1, 2)
 
 
 def _pad(rows: list[list[int]], length: int, value: int) -> Tensor:

@@ -4,7 +4,7 @@ A data set is a folder of plain WebDataset tars. Beside each `train-00042.tar` l
 (where each sample's members are), and one `dataset.json` counts samples and bytes of every shard.
 Readers never trust a member name as a path: names are only split into key and extension.
 
-    train-00042.idx      diptych-index 1 <bytes of the tar>
+    train-00042.idx      diptych-index 1 <bytes of the tar> <crc32 of the lines below; older indexes have none>
                          <key> TAB <ext>:<offset>:<size> TAB <ext>:<offset>:<size> ...
     dataset.json         {"version": 1, "shards": {"train-00042.tar": {"samples": 1000, "bytes": ...}}, "meta": {...}}
 """
@@ -12,12 +12,14 @@ Readers never trust a member name as a path: names are only split into key and e
 import json
 import os
 import tarfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple
 
 VERSION = 1
+LARGE = 1 << 24  #: bytes; larger members are checked against the length of the tar before memory is asked for them
 MANIFEST = "dataset.json"
 
 
@@ -60,20 +62,22 @@ def scan(path: str | Path) -> list[Entry]:
                 if reached > size:
                     raise tarfile.ReadError(f"member {member.name!r} ends at byte {reached} of {size}")
                 key, extension = split_name(member.name)
-                if member.isfile() and extension and not member.name.rpartition("/")[2].startswith("."):
+                if extension and not member.isdir() and not member.name.rpartition("/")[2].startswith("."):
+                    if not member.isreg() or member.issparse():
+                        raise tarfile.ReadError(f"member {member.name!r} is a link, a device or sparse: no plain file")
                     if extension in entries.setdefault(key, {}):
                         raise ShardError(
                             f"shard {path}: two members are called {member.name!r}; rebuild the shard with unique keys"
                         )
                     entries[key][extension] = (member.offset_data, member.size)
             stop = tar.offset
-        with open(path, "rb") as file:  # tarfile takes a damaged header in mid-file for the end of the archive
-            file.seek(stop)
-            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-                raise tarfile.ReadError(f"the header at byte {stop} of {size} is damaged")
+        with open(path, "rb") as file:
+            _check_end(file, stop, size)
     except FileNotFoundError:
         raise ShardError(f"shard {path}: no such file; check data.shards and its braces") from None
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except ShardError:
+        raise
+    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:  # tarfile lets its own slips out
         raise ShardError(
             f"shard {path}: not a readable tar ({error}); reading stopped at byte {reached}. "
             "Fetch or build the shard again, or leave it out of data.shards"
@@ -81,13 +85,30 @@ def scan(path: str | Path) -> list[Entry]:
     return [Entry(key, members) for key, members in entries.items()]
 
 
+def _check_end(file: IO[bytes], stop: int, size: int) -> None:
+    """Check that nothing but zeros follows the last member, and enough of them to tell an end from a cut.
+
+    tarfile takes a damaged header, or a cut between two members, for the end of the archive.
+    """
+    file.seek(stop)
+    mark = file.read(tarfile.BLOCKSIZE)
+    if mark.strip(b"\0"):
+        raise tarfile.ReadError(f"the header at byte {stop} of {size} is damaged")
+    if len(mark) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"after {size} bytes it ends without the mark of an archive's end: it was cut off")
+    while block := file.read(1 << 20):
+        if block.strip(b"\0"):
+            raise tarfile.ReadError(f"behind its end at byte {stop} there is more: two tars in one, or damage")
+
+
 def index_bytes(shard: str | Path, entries: Iterable[Entry]) -> bytes:
     """Return what the index of a local shard holds."""
-    lines = [f"diptych-index {VERSION} {os.path.getsize(shard)}"]
+    lines = []
     for key, members in entries:
         cells = [f"{json.dumps(ext)[1:-1]}:{offset}:{size}" for ext, (offset, size) in members.items()]
-        lines.append("\t".join([json.dumps(key), *cells]))
-    return "\n".join(lines).encode() + b"\n"
+        lines.append("\t".join([json.dumps(key), *cells]) + "\n")
+    rows = "".join(lines).encode()
+    return f"diptych-index {VERSION} {os.path.getsize(shard)} {zlib.crc32(rows):08x}\n".encode() + rows
 
 
 def write_index(shard: str | Path, entries: Iterable[Entry]) -> Path:
@@ -105,7 +126,7 @@ def read_head(head: bytes, shard: str | Path) -> None:
     """
     again = f"run `python -m data_tools index {shard}`"
     try:
-        word, version, size = head.decode("ascii").split(" ")
+        word, version, size, *_ = head.decode("ascii").split(" ")
         length = int(size)
         if (word, int(version)) != ("diptych-index", VERSION):
             raise ValueError(f"version {version}, expected {VERSION}")
@@ -118,6 +139,43 @@ def read_head(head: bytes, shard: str | Path) -> None:
         )
 
 
+def check_rows(data: bytes, shard: str | Path) -> None:
+    """Check the lines of an index against the checksum in its first line, where it has one.
+
+    Raises:
+        ShardError: the index is cut off or damaged.
+    """
+    head, _, rows = data.partition(b"\n")
+    checksum = head.split(b" ")[3:]
+    if not data.endswith(b"\n") or (checksum and checksum != [b"%08x" % zlib.crc32(rows)]):
+        raise ShardError(f"index {index_path(shard)}: cut off or damaged; run `python -m data_tools index {shard}`")
+
+
+def check_member(shard: str | Path, entry: Entry) -> None:
+    """Check that a tar has a sample where its index says: an index of another tar may fit its length.
+
+    Raises:
+        ShardError: there is another member, or none.
+    """
+    for extension, (offset, size) in entry.members.items():
+        name = f"{entry.key}.{extension}"
+        with open(shard, "rb") as file:
+            file.seek(max(0, offset - tarfile.BLOCKSIZE))
+            block = file.read(tarfile.BLOCKSIZE)
+        try:
+            found = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            fits = found.size == size or size >= 8 << 30  # larger sizes and odd names stand in blocks of their own
+            fits &= found.name.lower() == name.lower() or not name.isascii() or len(name) >= tarfile.LENGTH_NAME
+        except tarfile.HeaderError:
+            fits = False
+        if not fits:
+            raise ShardError(
+                f"index {index_path(shard)}: says that {name!r} is at byte {offset} of {shard}, which it is not; "
+                f"run `python -m data_tools index {shard}`"
+            )
+        return
+
+
 def read_row(row: bytes) -> Entry:
     """Return the sample that one line of an index names.
 
@@ -125,9 +183,14 @@ def read_row(row: bytes) -> Entry:
         ValueError: the line is not of that form.
     """
     key, *cells = row.decode("ascii").split("\t")
+    if not (key.startswith('"') and key.endswith('"')):
+        raise ValueError(f"{key!r} is no key")
     places = (cell.rsplit(":", 2) for cell in cells)
     members = {json.loads(f'"{ext}"') if "\\" in ext else ext: (int(at), int(size)) for ext, at, size in places}
-    return Entry(json.loads(key), members)
+    name = json.loads(key) if "\\" in key else key[1:-1]
+    if not all(0 <= at < 1 << 62 and 0 <= size < 1 << 62 for at, size in members.values()):
+        raise ValueError(f"no places: {row!r:.100}")
+    return Entry(name, members)
 
 
 def read_index(shard: str | Path) -> list[Entry]:
@@ -137,11 +200,13 @@ def read_index(shard: str | Path) -> list[Entry]:
         ShardError: the index is broken or belongs to a tar of another length.
         FileNotFoundError: there is no index.
     """
-    head, *rows = index_path(shard).read_bytes().removesuffix(b"\n").split(b"\n")
+    data = index_path(shard).read_bytes()
+    head, *rows = data.removesuffix(b"\n").split(b"\n")
     read_head(head, shard)
+    check_rows(data, shard)
     try:
         return [read_row(row) for row in rows]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ShardError(
             f"index {index_path(shard)}: not readable ({error}); run `python -m data_tools index {shard}`"
         ) from error
@@ -229,12 +294,17 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / MANIFEST
     try:
         tree = json.loads(path.read_bytes())
-        if tree["version"] != VERSION or not isinstance(tree["shards"], dict):
-            raise ValueError(f"version {tree['version']}, expected {VERSION}")
+        if tree["version"] != VERSION:
+            raise ValueError(f"version {tree['version']!r}, expected {VERSION}")
+        for name, counts in tree["shards"].items():
+            if not all(type(counts[what]) is int for what in ("samples", "bytes")):
+                raise ValueError(f"no numbers for {name!r}")
     except FileNotFoundError:
         return {"version": VERSION, "shards": {}, "meta": {}}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ShardError(f"{path}: not a readable manifest ({error}); run `python -m data_tools index`") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ShardError(
+            f"{path}: not a readable manifest ({error!r:.200}); run `python -m data_tools index`"
+        ) from error
     return dict(tree)
 
 
@@ -242,12 +312,13 @@ def read_members(file: IO[bytes], entry: Entry) -> dict[str, bytes]:
     """Return the bytes of one sample from an open tar.
 
     Raises:
-        ShardError: the tar ends before the member does.
+        ShardError: the tar ends before the member does, or the index is not its own.
     """
     out = {}
     for extension, (offset, size) in entry.members.items():
-        file.seek(offset)
-        data = file.read(size)
+        if size > LARGE and offset + size > os.fstat(file.fileno()).st_size:
+            raise ShardError(f"member {entry.key}.{extension}: bytes {offset} to {offset + size} lie outside the tar")
+        data = os.pread(file.fileno(), size, offset)  # half the cost of seek and read
         if len(data) != size:
             raise ShardError(f"member {entry.key}.{extension}: {len(data)} of {size} bytes; the tar is cut off")
         out[extension] = data

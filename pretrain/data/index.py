@@ -30,6 +30,7 @@ class Catalog:
             path = self.paths[shard]
             data = format.index_path(path).read_bytes()
             format.read_head(data.partition(b"\n")[0], path)
+            format.check_rows(data, path)
         return data
 
 

@@ -8,7 +8,7 @@ from typing import IO
 import numpy as np
 
 from pretrain.batch import Record
-from pretrain.data.format import Entry, ShardError, read_members, read_row
+from pretrain.data.format import Entry, ShardError, check_member, index_path, read_members, read_row
 from pretrain.data.index import Catalog
 from pretrain.data.order import Ints, Place
 from pretrain.dist import hash64
@@ -36,6 +36,7 @@ class Store:
         self.seed = seed
         self._files: OrderedDict[int, IO[bytes]] = OrderedDict()
         self._indexes: OrderedDict[int, _Index] = OrderedDict()
+        self._names: dict[int, tuple[str, str]] = {}
         self._owner = os.getpid()
 
     def key(self, place: Place) -> str:
@@ -49,15 +50,15 @@ class Store:
             ShardError: the tar or its index changed since the run began.
         """
         entry = self._entry(place)
-        path = self.catalog.paths[place.shard]
+        path, name = self._named(place.shard)
         try:
             members = read_members(self._file(place.shard), entry)
         except ShardError as error:
             raise ShardError(f"shard {path}: {error}; it changed while it was read, fetch or build it again") from None
         # the name, not the folder: a data set that moved gives the same draws; odd bytes in a foreign key must hash too
-        key = entry.key.encode("utf-8", "backslashreplace").decode()
-        draw = hash64(self.seed, place.epoch, path.name, key)
-        return Record(entry.key, str(path), members, epoch=place.epoch, draw=draw)
+        key = entry.key if entry.key.isascii() else entry.key.encode("utf-8", "backslashreplace").decode()
+        draw = hash64(self.seed, place.epoch, name, key)
+        return Record(entry.key, path, members, epoch=place.epoch, draw=draw)
 
     def __call__(self, places: Iterable[Place]) -> Iterator[Record]:
         """Read a stream of places: the stage form of `read`."""
@@ -70,13 +71,29 @@ class Store:
         self.__init__(state["catalog"], seed=state["seed"])  # type: ignore[misc, arg-type]
 
     def _entry(self, place: Place) -> Entry:
-        index = self._indexes.get(place.shard)
-        if index is None:
-            index = self._indexes[place.shard] = _Index(self.catalog.index(place.shard))
-            if len(self._indexes) > OPEN_INDEXES:
-                self._indexes.popitem(last=False)
-        self._indexes.move_to_end(place.shard)
-        return index.entry(place.member)
+        index, path = self._indexes.get(place.shard), self.catalog.paths[place.shard]
+        try:
+            if index is None:
+                index = self._indexes[place.shard] = _Index(self.catalog.index(place.shard))
+                check_member(path, index.entry(place.member))
+                if len(self._indexes) > OPEN_INDEXES:
+                    self._indexes.popitem(last=False)
+            self._indexes.move_to_end(place.shard)
+            return index.entry(place.member)
+        except ShardError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise ShardError(
+                f"index {index_path(path)}: line {place.member + 2} is not readable ({error!r:.200}); "
+                f"run `python -m data_tools index {path}`"
+            ) from error
+
+    def _named(self, shard: int) -> tuple[str, str]:
+        """Return a shard's path and name as strings, which pathlib makes anew each time."""
+        if shard not in self._names:
+            path = self.catalog.paths[shard]
+            self._names[shard] = str(path), path.name
+        return self._names[shard]
 
     def _file(self, shard: int) -> IO[bytes]:
         if self._owner != os.getpid():  # a fork shares file positions with its parent: open anew

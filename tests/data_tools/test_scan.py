@@ -3,6 +3,7 @@
 import io
 import random
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,13 +38,24 @@ def test_walk_is_tarfiles(tmp_path: Path, kind: int) -> None:
         assert _scan.scan(path) == shards.scan(path)
 
 
-def test_walk_takes_links_and_folders_as_tarfile_does(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "a.tar", "w") as file:
-        for kind in (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.REGTYPE):
-            info = tarfile.TarInfo("x/y.jpg")
-            info.type, info.linkname = kind, "elsewhere" if kind == tarfile.SYMTYPE else ""
+def outcome(scan: Callable[[Path], list[shards.Entry]], path: Path) -> object:
+    try:
+        return scan(path)
+    except shards.ShardError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.AREGTYPE]
+)
+def test_links_and_folders_are_judged_as_tarfile_does(tmp_path: Path, kind: bytes) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as file:
+        for name, how in (("x/y.jpg", kind), ("x/z.jpg", tarfile.REGTYPE), ("x/", kind)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = how, "elsewhere"
             file.addfile(info)
-    assert _scan.scan(tmp_path / "a.tar") == shards.scan(tmp_path / "a.tar")
+    assert outcome(_scan.scan, path) == outcome(shards.scan, path)
 
 
 def test_the_plain_case_does_not_ask_tarfile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,13 +73,10 @@ def test_damage_is_judged_as_tarfile_does(tmp_path: Path) -> None:
             if data:
                 data[draw.randrange(len(data)) if draw.random() < 0.5 else draw.randrange(min(600, len(data)))] ^= 255
         path.write_bytes(data)
-        found = []
-        for scan in (_scan.scan, shards.scan):
-            try:
-                found.append(scan(path))
-            except shards.ShardError as error:
-                found.append(str(error))
-        assert found[0] == found[1]
+        assert outcome(_scan.scan, path) == outcome(shards.scan, path)
+    for data in (whole + whole, whole[:-1024], whole[:-512], whole + b"\0" * 4096, b"\0" * 1024, b""):
+        path.write_bytes(data)
+        assert outcome(_scan.scan, path) == outcome(shards.scan, path)
 
 
 def pictures() -> dict[str, bytes]:

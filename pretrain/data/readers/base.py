@@ -1,15 +1,18 @@
 """What a reader is: a plug-in that turns a Record (bytes) into an Example (pictures and strings).
 
 A reader file offers `Config` and `Reader`; its module name is its name under `data.reader`. A reader is a pure
-function of the record: what it draws, it draws from `record.draw`.
+function of the record: what it draws, it draws from `record.draw`. The prefix of an Example is given, its suffix is
+learned; instructions of a paper are laid around them by objectives and methods.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from pretrain.batch import Example, Record
 from pretrain.config import ConfigError, Section, build
-from pretrain.data.decode import IMAGES, MAX_PIXELS, BadSample, Pixels, decode_image, decode_json
+from pretrain.data.decode import IMAGES, MAX_PIXELS, BadSample, decode_json
+from pretrain.data.picture import Picture
 from pretrain.registry import find
 
 PACKAGE = "pretrain.data.readers"
@@ -17,6 +20,8 @@ PACKAGE = "pretrain.data.readers"
 
 class Reader(ABC):
     """Base of the readers."""
+
+    boxes: ClassVar[bool] = False  #: it gives boxes: its pictures are scaled whole, never cropped, turned or mirrored
 
     def __init__(self, config: Any, *, max_pixels: int = MAX_PIXELS) -> None:
         self.config = config
@@ -30,12 +35,16 @@ class Reader(ABC):
             BadSample: a member is missing, broken or empty.
         """
 
-    def image(self, record: Record, names: tuple[str, ...] = IMAGES) -> Pixels:
-        """Return the first image member among `names`, uint8 [H, W, 3]."""
+    def image(self, record: Record, names: tuple[str, ...] = IMAGES) -> Picture:
+        """Return the first image member among `names`; nothing of it is decoded before it is asked for."""
         name = next((name for name in names if name in record.fields), None)
         if name is None:
             raise BadSample(f"no image member; it has {', '.join(record.fields) or 'none at all'}")
-        return decode_image(record.fields[name], max_pixels=self.max_pixels)
+        return Picture(record.fields[name], max_pixels=self.max_pixels)
+
+    def pictures(self, record: Record, names: Sequence[str] | None) -> list[Picture]:
+        """Return the image as a list; an empty one where the config names no extensions."""
+        return [] if names is None else [self.image(record, tuple(names))]
 
     def meta(self, record: Record) -> dict[str, Any]:
         """Return the json member, or an empty dict where there is none."""

@@ -1,12 +1,17 @@
-"""A picture and a sentence about it: the pairs of contrastive pretraining."""
+"""A picture and a sentence about it: the pairs of contrastive pretraining.
+
+Source: an image and a text member, or a json value that is a text or a list of texts. The prefix is empty, the suffix
+is the caption, in one of the `templates` where there are any. Radford et al. 2021, arXiv:2103.00020.
+"""
 
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from pretrain.batch import Example, Record
 from pretrain.config import Section
-from pretrain.data.decode import IMAGES, BadSample, decode_text
+from pretrain.data import fields
+from pretrain.data.decode import IMAGES, BadSample
 from pretrain.data.readers import base
 from pretrain.dist import hash64
 
@@ -16,22 +21,9 @@ class Config(Section):
 
     image: list[str] = Field(default_factory=lambda: list(IMAGES))  #: extensions, the first that is there
     text: list[str] = Field(default_factory=lambda: ["txt", "json:captions", "json:caption"])  #: likewise; json:KEY
-    templates: list[str] = Field(default_factory=list)  #: sentences with a hole {}, one drawn a sample; none: as it is
-    group: str | None = None  #: json:KEY whose equal values make captions equal; none: equal caption texts
-
-    @field_validator("group")
-    @classmethod
-    def _json(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith("json:"):
-            raise ValueError("write it as json:KEY")
-        return value
-
-    @field_validator("templates")
-    @classmethod
-    def _hole(cls, value: list[str]) -> list[str]:
-        if any(template.count("{}") != 1 for template in value):
-            raise ValueError("each template needs one hole {}")
-        return value
+    templates: list[fields.Template] = Field(default_factory=list)  #: sentences with a hole {}, one drawn a sample
+    keep_all: bool = False  #: put all captions of a sample in its meta, as "captions", for who needs more than one
+    group: fields.Path | None = None  #: json:KEY whose equal values make captions equal; none: equal caption texts
 
 
 class Reader(base.Reader):
@@ -41,39 +33,24 @@ class Reader(base.Reader):
 
     def read(self, record: Record) -> Example:
         meta = self.meta(record)
-        caption = self._caption(record, meta)
+        found, source = fields.first(record, meta, self.config.text, "caption")
+        template = "{}"
         if self.config.templates:
             template = self.config.templates[hash64(record.draw, "template") % len(self.config.templates)]
-            caption = template.replace("{}", caption)
-        group = "" if self.config.group is None else str(_member(meta, self.config.group))
-        image_HWC = self.image(record, tuple(self.config.image))
+        caption = fields.fill(template, fields.draw_text(found, f"caption in {source}", record.draw, "caption"))
+        group = "" if self.config.group is None else _group(record, meta, self.config.group)
+        if self.config.keep_all:
+            several = found if isinstance(found, list) else [found]
+            texts = [fields.text(one, f"caption in {source}") for one in several if str(one).strip()]
+            meta = {**meta, "captions": [fields.fill(template, one) for one in dict.fromkeys(texts)]}
+        picture = self.image(record, tuple(self.config.image))
         return Example(
-            record.key, [image_HWC], suffix=caption, group=group, meta=meta, draw=record.draw, shard=record.shard
+            record.key, [picture], suffix=caption, group=group, meta=meta, draw=record.draw, shard=record.shard
         )
 
-    def _caption(self, record: Record, meta: dict[str, Any]) -> str:
-        for source in self.config.text:
-            if source.startswith("json:"):
-                found = meta.get(source.removeprefix("json:"))
-            else:
-                found = decode_text(record.fields[source], name=source) if source in record.fields else None
-            if found is not None:
-                return _pick(found, source, record.draw)
-        raise BadSample(f"no caption: none of {', '.join(self.config.text)}; it has {', '.join(record.fields)}")
 
-
-def _pick(found: Any, source: str, draw: int) -> str:
-    if isinstance(found, list) and found:
-        found = found[hash64(draw, "caption") % len(found)]
-    if not isinstance(found, str):
-        raise BadSample(f"caption in {source} is a {type(found).__name__}, expected text or a list of texts")
-    if not found.strip():
-        raise BadSample(f"caption in {source} is empty")
-    return found.strip()
-
-
-def _member(meta: dict[str, Any], where: str) -> Any:
-    name = where.removeprefix("json:")
-    if name not in meta:
-        raise BadSample(f"json has no {name!r}, which data.reader.caption.group asks for")
-    return meta[name]
+def _group(record: Record, meta: dict[str, Any], where: str) -> str:
+    found = fields.lookup(record, meta, where)
+    if found is None or not fields.encodable(str(found)):
+        raise BadSample(f"json has no {where.removeprefix(fields.JSON)!r}, which data.reader.caption.group asks for")
+    return str(found)

@@ -1,27 +1,27 @@
 """Which caption is read, which one is drawn, and what makes two the same."""
 
-import json
-
 import pytest
 
-from pretrain.batch import Record
 from pretrain.config import ConfigError
-from pretrain.data import synthetic
 from pretrain.data.decode import BadSample
 from pretrain.data.readers import base
-
-PNG = synthetic.sample(0, size=8, seed=0)["png"]
-
-
-def record(draw: int = 0, **fields: object) -> Record:
-    members = {k: v if isinstance(v, bytes) else json.dumps(v).encode() for k, v in fields.items()}
-    return Record("k", "a.tar", {"png": PNG, **members}, draw=draw)
+from tests.tiny import record
 
 
 def test_one_of_several_captions_is_drawn():
     reader = base.make({"caption": {}})
     texts = {reader.read(record(draw, json={"captions": ["a", "b", "c"]})).suffix for draw in range(40)}
     assert texts == {"a", "b", "c"}
+
+
+def test_all_captions_are_kept_where_asked():
+    reader = base.make({"caption": {"keep_all": True, "templates": ["an icon of {}"]}})
+    example = reader.read(record(json={"captions": [" a", "b ", "a"], "id": 5}))
+    assert example.meta == {"captions": ["an icon of a", "an icon of b"], "id": 5}
+    assert example.suffix in example.meta["captions"]
+    assert reader.read(record(txt=b"c", json={"captions": ["a"]})).meta["captions"] == ["an icon of c"]
+    with pytest.raises(BadSample, match="is a int"):
+        reader.read(record(json={"captions": ["a", 3]}))
 
 
 def test_sources_in_order():
@@ -37,6 +37,14 @@ def test_templates_and_group():
     assert {example.group for example in found} == {"5"}
     with pytest.raises(BadSample, match="no 'id'"):
         reader.read(record(txt=b"x", json={}))
+
+
+def test_all_captions_are_kept():
+    reader = base.make({"caption": {"keep_all": True, "templates": ["an icon of {}"]}})
+    example = reader.read(record(json={"captions": ["a cat", "b ", "a cat", "b"]}))
+    assert example.meta["captions"] == ["an icon of a cat", "an icon of b"]
+    assert example.suffix in example.meta["captions"]
+    assert reader.read(record(txt=b"one")).meta["captions"] == ["an icon of one"]
 
 
 @pytest.mark.parametrize(
