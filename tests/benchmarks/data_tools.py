@@ -1,12 +1,11 @@
 """Rates of the data commands on made-up photographs: `python -m tests.benchmarks.data_tools FOLDER [samples]`.
 
-The set is made once in FOLDER: JPEGs of natural spectra (1/f noise), 256 x 256 to 640 x 480, quality 75 to 95, every
-fourth with an EXIF block, captions of 4 to 30 words. CPU time counts children, so a busy machine changes it little.
+The set is made once in FOLDER: 400 different photographs (tests/benchmarks/photographs.py), 256 x 256 to 640 x 480, of
+quality 75 to 95, a caption and a json member each. CPU time counts children, so a busy machine changes it little.
 """
 
 import io
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -18,29 +17,20 @@ from PIL import Image
 
 from data_tools import _phash, _scan, _tar
 from pretrain.data import format as shards
+from tests.benchmarks import photographs
 
 SIZES = ((256, 256), (341, 256), (256, 384), (500, 375), (640, 480))
 DIFFERENT = 400
 SHARD = 1000
-WORDS = "a the dog red house on near small old tree woman with street under blue boat two men riding of"
 
 
 def photo(number: int) -> bytes:
-    """Return a JPEG with the spectrum of a photograph."""
-    rng = np.random.default_rng(number)
+    """Return a JPEG of one of several sizes and qualities, every fourth with an EXIF block."""
     width, height = SIZES[number % len(SIZES)]
-    fy, fx = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
-    falloff = 1 / np.maximum(np.hypot(fy, fx), 1 / width) ** 1.2
-    channels = []
-    for _ in range(3):
-        noise = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((height, width))) * falloff, (height, width))
-        channels.append((noise - noise.min()) / np.ptp(noise) * 255)
-    image = Image.fromarray(np.stack(channels, -1).astype(np.uint8))
-    out = io.BytesIO()
     exif = Image.Exif()
     exif[0x010E] = "x" * 3000
-    image.save(out, "JPEG", quality=75 + 5 * (number % 5), **({"exif": exif} if number % 4 == 0 else {}))
-    return out.getvalue()
+    more = {"exif": exif} if number % 4 == 0 else {}
+    return photographs.jpeg(width, height, seed=number, quality=75 + 5 * (number % 5), **more)
 
 
 def make(folder: Path, samples: int) -> None:
@@ -54,10 +44,9 @@ def make(folder: Path, samples: int) -> None:
         path = folder / f"train-{start // SHARD:05d}.tar"
         with shards.ShardWriter(path) as writer:
             for number in range(start, min(samples, start + SHARD)):
-                draw = random.Random(number)
-                caption = " ".join(draw.choices(WORDS.split(), k=draw.randint(4, 30)))
-                record = f'{{"url": "example/{number}", "width": 256, "similarity": {draw.random()}}}'
-                members = {"jpg": photos[number % DIFFERENT], "txt": caption.encode(), "json": record.encode()}
+                record = f'{{"url": "example/{number}", "width": 256, "similarity": {number / samples}}}'
+                caption = photographs.caption(number).encode()
+                members = {"jpg": photos[number % DIFFERENT], "txt": caption, "json": record.encode()}
                 writer.add(f"{number:09d}", members)
         counts[path.name] = (len(writer.entries), path.stat().st_size)
     shards.write_manifest(folder, counts, {})
@@ -120,7 +109,7 @@ def main() -> None:
     measure(samples, "validate", str(source), "--decode")
     plain_copy(source, folder / "copy")
     measure(samples, "stats", str(source), "--out", str(folder / "stats.html"))
-    measure(samples, "filter", str(source), "--out", str(folder / "filter"), "--min-words", "5", "--no-noise")
+    measure(samples, "filter", str(source), "--out", str(folder / "filter"), "--min-side", "260", "--no-noise")
     measure(samples, "dedup", str(source), "--out", str(folder / "dedup"), "--report-only")
     measure(samples, "reshard", str(source), "--out", str(folder / "reshard"), "--shard-size", "4000")
     measure(samples, "reshard", str(source), "--out", str(folder / "shuffle"), "--shuffle", "1")

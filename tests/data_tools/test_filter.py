@@ -1,6 +1,8 @@
 """Filter: every rule, scores, what is told, resumption."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -154,3 +156,17 @@ def test_goes_on_after_sigkill_with_the_same_bytes(tmp_path: Path) -> None:
     assert main([*words, "--out", str(tmp_path / "whole"), "--workers", "1"]) == 0
     assert sets.contents(out) == sets.contents(tmp_path / "whole")
     assert 0 < len(sets.read(out)) < 640
+
+
+@pytest.mark.slow
+def test_the_table_that_encode_writes(tmp_path: Path) -> None:
+    from tests import tiny
+
+    source, table = tiny.corpus(tmp_path / "in"), tmp_path / "scores.parquet"
+    model = tiny.export(tmp_path / "model")
+    shards = [str(path) for path in sorted(source.glob("*.tar"))]
+    command = [sys.executable, "pretrain/encode.py", str(model), *shards, "--scores", str(table)]
+    subprocess.run(command, cwd=sets.ROOT, check=True, timeout=300)
+    words = ["--scores", str(table), "--keep-fraction", "0.25", "--out", str(tmp_path / "out")]
+    assert main(["filter", *shards, *words]) == 0
+    assert len(sets.read(tmp_path / "out")) == 24
