@@ -23,8 +23,8 @@ def write(found: Found, source: Sequence[_rows.Shard], out: Path) -> None:
     """Write list, report and page, and print the counts."""
     gone = np.flatnonzero(found.onto_N[: len(found.rows)] != KEPT)
     counts = Counter(found.reasons[why] for why in found.why_N[gone].tolist())
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in (_row(found, source, at) for at in gone.tolist())]
-    shards.write_atomic(out / LIST, "".join(lines).encode("utf-8", "surrogatepass"))
+    lines = [json.dumps(row) + "\n" for row in (_row(found, source, at) for at in gone.tolist())]
+    shards.write_atomic(out / LIST, "".join(lines).encode())
     held = int((found.onto_N[gone] >= len(found.rows)).sum())
     report = {
         "samples": len(found.rows),

@@ -217,6 +217,8 @@ def _ray(work: Work, tasks: Sequence[Task], workers: int) -> Iterator[tuple[int,
             for done in ray.wait(list(running))[0]:
                 yield running.pop(done), ray.get(done)
     except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ImportError):
+            raise ConfigError(f"--engine ray: its workers lack diptych or a part of it ({error.cause})") from None
         raise error.cause from None
     except ray.exceptions.RayError as error:
         raise ShardError(f"--engine ray: {str(error).splitlines()[0]}; the same command goes on") from error

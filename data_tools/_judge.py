@@ -140,8 +140,8 @@ def write(verdict: Verdict, source: Sequence[_rows.Shard], out: Path) -> None:
     for at, rule in zip(gone.tolist(), first.tolist()):
         shard, member = rows[at].tolist()
         place = {"shard": source[shard].path.name, "key": _rows.key_of(source[shard].lines[member])}
-        lines.append(json.dumps({**place, "because": verdict.rules[rule]}, ensure_ascii=False) + "\n")
-    shards.write_atomic(out / LIST, "".join(lines).encode("utf-8", "surrogatepass"))
+        lines.append(json.dumps({**place, "because": verdict.rules[rule]}) + "\n")
+    shards.write_atomic(out / LIST, "".join(lines).encode())
     shards.write_atomic(out / REPORT, json.dumps(report, indent=1).encode() + b"\n")
     print(f"{out / REPORT}: {report['kept']} of {total} samples stay")
     print("   dropped    broken  (dropped: counted for the first rule that a sample breaks)")

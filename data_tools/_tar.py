@@ -60,7 +60,12 @@ class Tar:
         Raises:
             BadSample: it has none that can be used.
         """
-        return captions_of({name: self.read(entry.members[name]) for name in WORDS if name in entry.members})
+        found = captions_of({name: self.read(entry.members[name]) for name in WORDS if name in entry.members})
+        try:
+            "".join(found).encode()
+        except UnicodeEncodeError:
+            raise BadSample("caption holds half a surrogate pair, which is no text") from None
+        return found
 
     def image(self, entry: Entry) -> bytes:
         """Return the encoded image of a sample.

@@ -71,7 +71,8 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_size is not None:
         _steps(report, args.batch_size, args.world_size)
     report["trainable"] = not report["reasons"]
-    print(json.dumps(report, indent=1, ensure_ascii=False) if args.json else as_text(report))
+    shown = json.dumps(report, indent=1, ensure_ascii=False) if args.json else as_text(report)
+    print(shown.encode(errors="backslashreplace").decode())  # names in a tar may be no UTF-8
     _engine.forget(state)
     return 0 if report["trainable"] else 1
 

@@ -1,5 +1,6 @@
 """Perceptual hashes against imagehash, near pairs against all pairs, MinHash against Jaccard, and who stays."""
 
+import contextlib
 import io
 import random
 
@@ -132,3 +133,18 @@ def test_crowds_are_compared_too() -> None:
     values = hashes.tolist()
     wanted = [[i, j] for j, b in enumerate(values) for i, a in enumerate(values[:j]) if (a ^ b).bit_count() <= 4]
     assert _near.pairs_within(hashes, 4).tolist() == sorted(wanted)
+
+
+def test_damaged_pictures_are_bad_samples_and_nothing_else() -> None:
+    draw = random.Random(2)
+    image = sets.pixels(7, 90, 70)
+    files = [sets.encoded(image, kind) for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF")]
+    files.append(sets.encoded(image, progressive=True))
+    for data in files:
+        for _ in range(40):
+            broken = bytearray(data[: draw.choice([len(data), draw.randrange(len(data))])])
+            for _ in range(draw.randrange(4)):
+                if broken:
+                    broken[draw.randrange(len(broken))] = draw.randrange(256)
+            with contextlib.suppress(DecodeError):
+                _phash.look(bytes(broken))

@@ -203,3 +203,23 @@ def test_goes_on_after_sigkill(tmp_path: Path, capsys: pytest.CaptureFixture) ->
     assert not state.exists(), "what was kept is only for an interrupted run"
     assert main(words) == 0
     assert capsys.readouterr().out == resumed
+
+
+def test_names_and_captions_that_are_no_utf8(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    import tarfile
+
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        for name, data in (("\udcff.png", image()), ("\udcff.json", b'{"caption": "a \\ud800"}'), ("empty.txt", b"x")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    code, found = report(capsys, str(tmp_path))
+    assert code == 1
+    assert found["problems"]["caption holds half a surrogate pair, which is no text"]["count"] == 1
+    assert main(["validate", str(tmp_path)]) == 1
+    assert "\\udcff" in capsys.readouterr().out
+    for command in ("dedup", "filter"):
+        words = ["--min-words", "1"] if command == "filter" else []
+        assert main([command, str(tmp_path), "--out", str(tmp_path / command), "--report-only", *words]) == 0
+    assert main(["reshard", str(tmp_path), "--out", str(tmp_path / "out"), "--shuffle", "1"]) == 0
+    assert main(["stats", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
