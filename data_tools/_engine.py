@@ -190,6 +190,8 @@ def _ray(work: Work, tasks: Sequence[Task], workers: int) -> Iterator[tuple[int,
     """The same on a Ray cluster, whose machines see the shards under the same paths."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # what runs here is nobody else's business
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not os.environ.get("RAY_ADDRESS"):  # Ray's only way to make its servers listen on the loopback device alone
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     try:
         import ray
     except ImportError:
@@ -205,7 +207,7 @@ def _ray(work: Work, tasks: Sequence[Task], workers: int) -> Iterator[tuple[int,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    remote = ray.remote(num_cpus=1, runtime_env={"env_vars": QUIET})(work)
+    remote = ray.remote(num_cpus=1)(work)
     left = iter(enumerate(tasks))
     running: dict[Any, int] = {}
     try:

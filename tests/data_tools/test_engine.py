@@ -1,6 +1,5 @@
 """The engine: order, resumption, processes, a Ray cluster, and what goes wrong there."""
 
-import json
 import os
 import signal
 import subprocess
@@ -134,12 +133,30 @@ def test_ray_writes_the_same_bytes(tmp_path: Path) -> None:
     sets.again([*words, "--out", str(tmp_path / "ray"), "--engine", "ray", "--workers", "2"])
     sets.again([*words, "--out", str(tmp_path / "local"), "--workers", "1"])
     assert sets.contents(tmp_path / "ray") == sets.contents(tmp_path / "local")
-    (source / "train-00003.tar").write_bytes(b"junk")
-    done = subprocess.run(
-        [sys.executable, "-m", "data_tools", "validate", str(source), "--engine", "ray", "--workers", "2", "--json"],
-        cwd=sets.ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    assert "not a readable tar" in json.loads(done.stdout)["reasons"][0]
+
+
+def where(number: int) -> bytes:
+    if number:
+        time.sleep(1)
+        raise ShardError("shard 99: is broken")
+    import ray
+
+    return ray.util.get_node_ip_address().encode()
+
+
+@pytest.mark.slow
+def test_ray_of_its_own_is_on_the_loopback_and_tells_errors(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    script = f"""
+from pathlib import Path
+from data_tools import _engine
+from tests.data_tools.test_engine import where
+todo = [_engine.Task(str(n), n, "x") for n in range(2)]
+try:
+    list(_engine.run(where, todo, state=Path({str(tmp_path)!r}), engine=_engine.Engine("ray", 2), doing="test"))
+except _engine.ShardError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=sets.ROOT, capture_output=True, text=True, timeout=400)
+    assert done.stdout.strip() == "shard 99: is broken", done.stderr
+    assert (tmp_path / "0.result").read_bytes() == b"x\n127.0.0.1"
