@@ -188,25 +188,7 @@ def _settle(parent: int) -> None:
 
 def _ray(work: Work, tasks: Sequence[Task], workers: int) -> Iterator[tuple[int, bytes]]:
     """The same on a Ray cluster, whose machines see the shards under the same paths."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # what runs here is nobody else's business
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if not os.environ.get("RAY_ADDRESS"):  # Ray's only way to make its servers listen on the loopback device alone
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    try:
-        import ray
-    except ImportError:
-        raise ConfigError("--engine ray: Ray is not installed; run `pip install 'diptych[ray]'`") from None
-    started = not ray.is_initialized()
-    if started and os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    elif started:
-        ray.init(
-            num_cpus=workers,
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+    ray, started = _connect(workers)
     remote = ray.remote(num_cpus=1)(work)
     left = iter(enumerate(tasks))
     running: dict[Any, int] = {}
@@ -227,3 +209,27 @@ def _ray(work: Work, tasks: Sequence[Task], workers: int) -> Iterator[tuple[int,
     finally:
         if started:
             ray.shutdown()
+
+
+def _connect(workers: int) -> tuple[Any, bool]:
+    """Return the module and whether this call has connected it, to RAY_ADDRESS or to a small cluster of its own."""
+    address = os.environ.get("RAY_ADDRESS")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # what runs here is nobody else's business
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # 30 are too few where all cores are busy
+    if not address:  # Ray's only way to make its servers listen on the loopback device alone
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError("--engine ray: Ray is not installed; run `pip install 'diptych[ray]'`") from None
+    if ray.is_initialized():
+        return ray, False
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    own = {"num_cpus": workers, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    try:
+        ray.init(**quiet, **({} if address else own))
+    except Exception as error:  # Ray raises plain Exception, ConnectionError, ValueError, ...
+        where = f"connect to RAY_ADDRESS={address}" if address else "start here"
+        raise ShardError(f"--engine ray: Ray cannot {where} ({str(error).splitlines()[0]:.200})") from error
+    return ray, True
