@@ -16,7 +16,7 @@ RECIPES = registry.names("data_tools.recipes")
 
 
 def test_commands_are_there() -> None:
-    assert {"build", "index", "validate", "tokenizer"} <= set(cli.commands())
+    assert {"build", "index", "validate", "tokenizer", "stats", "dedup", "filter", "reshard"} <= set(cli.commands())
     assert {"iconcaps", "openclipart"} <= set(RECIPES)
 
 
