@@ -147,7 +147,8 @@ def report(rows: list[str], lines: list[str], *, laps: int, shards: int) -> str:
             "3.3.0, `get_wds_dataset` on webdataset 0.2.86. It makes normalised floats; we make bytes, which the tower",
             "normalises on its device: the third row of each set does that on the CPU as well. `exact` is Pillow's own",
             "resize and crop, as the peer's, without floats.",
-            "Pictures are made up: as many bytes as photographs of that size.",
+            "Pictures are made up: as many bytes as photographs of that size. "
+            f"Load of the machine at the end, all programs: {os.getloadavg()[2]:.0f}.",
             "",
             "| | samples/s/core | ratio |",
             "|---|---|---|",
