@@ -26,6 +26,7 @@ from pretrain.data.format import ShardError, write_atomic
 
 KINDS = ("local", "ray")
 SMALL = 64 * 1024 * 1024  # bytes: less is read sooner than processes start
+STARTS = 3  # of a Ray of our own: it gives itself 30 seconds, too few where all cores are busy
 AHEAD = 2  # tasks in flight for each worker, so that none waits for the driver
 QUIET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -216,7 +217,6 @@ def _connect(workers: int) -> tuple[Any, bool]:
     address = os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # what runs here is nobody else's business
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # 30 are too few where all cores are busy
     if not address:  # Ray's only way to make its servers listen on the loopback device alone
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     try:
@@ -227,9 +227,13 @@ def _connect(workers: int) -> tuple[Any, bool]:
         return ray, False
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     own = {"num_cpus": workers, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    try:
-        ray.init(**quiet, **({} if address else own))
-    except Exception as error:  # Ray raises plain Exception, ConnectionError, ValueError, ...
-        where = f"connect to RAY_ADDRESS={address}" if address else "start here"
-        raise ShardError(f"--engine ray: Ray cannot {where} ({str(error).splitlines()[0]:.200})") from error
+    for left in reversed(range(STARTS)):
+        try:
+            ray.init(**quiet, **({} if address else own))
+            break
+        except Exception as error:  # Ray raises plain Exception, ConnectionError, ValueError, ...
+            ray.shutdown()
+            if address or not left:
+                where = f"connect to RAY_ADDRESS={address}" if address else "start here"
+                raise ShardError(f"--engine ray: Ray cannot {where} ({str(error).splitlines()[0]:.200})") from error
     return ray, True

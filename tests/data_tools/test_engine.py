@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,25 @@ def test_pack() -> None:
 def test_ray_that_is_not_there_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"pip install 'diptych\[ray\]'"):
+        run(double, tasks(range(2)), tmp_path, kind="ray")
+
+
+def test_ray_that_does_not_start_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = types.SimpleNamespace(starts=0, is_initialized=lambda: False, shutdown=lambda: None)
+
+    def init(**options: object) -> None:
+        assert options.get("_node_ip_address") in (None, "127.0.0.1")
+        ray.starts += 1
+        raise Exception("timed out\nlong story")
+
+    ray.init = init
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    with pytest.raises(ShardError, match=r"Ray cannot start here \(timed out\)"):
+        run(double, tasks(range(2)), tmp_path, kind="ray")
+    assert ray.starts == 3
+    monkeypatch.setenv("RAY_ADDRESS", "cluster:1")
+    with pytest.raises(ShardError, match="cannot connect to RAY_ADDRESS=cluster:1"):
         run(double, tasks(range(2)), tmp_path, kind="ray")
 
 
