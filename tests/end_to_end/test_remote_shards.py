@@ -18,7 +18,7 @@ def scores(run: Path) -> dict[str, float]:
 @pytest.mark.slow
 def test_two_ranks_train_and_score_alike(ranks, tmp_path: Path) -> None:
     config = tiny.config_file(tmp_path)
-    ranks.run(2, pretrain, config, "run.name=disk", "data.workers=1")
+    ranks.run(2, pretrain, config, "run.name=disk", "data.workers=1", timeout=300)
     with serving(tmp_path) as server:
         for fault in ("503", "drop", "garble"):
             server.spoil(fault, path="00000.tar")
@@ -26,7 +26,7 @@ def test_two_ranks_train_and_score_alike(ranks, tmp_path: Path) -> None:
         words = [f"data.shards={shards}", f"data.cache_dir={cache}"]
         for name in ("zero_shot", "retrieval"):
             words += [f"evals.{name}.data={shards}", f"evals.{name}.cache_dir={cache}"]
-        ranks.run(2, pretrain, config, "run.name=web", "data.workers=1", *words)
+        ranks.run(2, pretrain, config, "run.name=web", "data.workers=1", *words, timeout=300)
         assert len(server.gets("00001.tar")) == 1, "two ranks, their workers and their evals download a shard once"
     disk, web = tmp_path / "runs" / "disk", tmp_path / "runs" / "web"
     assert losses(web) == losses(disk) and len(losses(web)) == 4
