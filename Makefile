@@ -13,7 +13,7 @@ else
 DEEPSPEED := $(VENV)/bin/deepspeed
 endif
 
-.PHONY: help setup check test test-all test-min demo clean
+.PHONY: help setup check test test-all test-min bench demo clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,20 @@ test-all: $(READY)  ## the slow ones: real launchers at every stage, whole pipel
 
 test-min:  ## the unit tests on the oldest versions that setup.py admits, in an environment of their own
 	bash tests/oldest.sh $(PYTHON)
+
+# The peers pin other versions: an environment of their own, which finds what both share (torch) in ours.
+BENCH := .venv-bench
+PEERS := open_clip_torch==3.3.0 webdataset==0.2.86 pandas python-dateutil six
+
+$(BENCH)/.ready: | $(READY)
+	rm -rf $(BENCH)
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(PEERS)
+	$(PY) -c "import site; print(site.getsitepackages()[0])" > "$$(echo $(BENCH)/lib/python3*/site-packages)/zz_ours.pth"
+	touch $@
+
+bench: $(BENCH)/.ready  ## side by side with the peers; writes tests/benchmarks/results
+	$(PY) -m tests.benchmarks.data --peers $(BENCH)/bin/python
 
 # -- make demo: real data -> pretrain -> evaluate -> export -> fine-tune; each step is skipped where its result exists --
 

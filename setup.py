@@ -7,27 +7,39 @@ INSTALL = [
     "torchvision>=0.21",  # timm needs its operators; transforms.v2 for augmentation
     "deepspeed>=0.17.5",  # ZeRO stages 0-3 and the multi-process launcher
     "transformers>=4.56",  # hf: text towers, tokenizers from a folder, the hf export
-    "timm>=1.0.20",  # every vision tower
+    "timm>=1.0.21",  # every vision tower (1.0.20 cannot build one without memory for its weights)
     "webdataset>=0.2.100",  # DataPipeline, on which all data stages run
+    "fsspec>=2024.5",  # shards at URLs of any other kind: s3, gs, az, hf, sftp
     "braceexpand>=0.1.7",  # shards-{00000..00099}.tar
+    "requests>=2.31",  # shards by http(s): proxies, certificates, .netrc, timeouts
     "tensorboard>=2.16.2",  # curves while training (2.16.0 asks for a nightly TensorFlow)
     "pydantic>=2.8",  # config sections: types, ranges, unknown keys
     "pyyaml>=6.0",  # configs
     "tokenizers>=0.22",  # byte-level BPE: training and use (transformers 4.56 wants 0.22)
     "safetensors>=0.4.5",  # checkpoints and exports without pickle
     "pillow>=10.3",  # decode and the exact eval transform
+    "simplejpeg>=1.7.4",  # JPEG straight into numpy, at 1/2 to 1/8 of the size where a crop needs no more
     "numpy>=1.26",  # order of samples, pixels before they are tensors
     "ftfy>=6.1",  # the text cleaning that CLIP's tokenizer is defined with
     "tqdm>=4.66",  # progress bars with ETA
 ]
 EXTRAS = {
     "tools": [
-        "resvg_py>=0.1.5",  # renders the icon recipe's SVG without system libraries
+        "resvg_py>=0.2.3",  # renders SVG without system libraries (older: not all at the size asked for)
+        "pyarrow>=15",  # parquet: what build, encode and filter read and write (below 14.0.1 it could run code)
         "scikit-learn>=1.4",  # L-BFGS logistic regression of the linear probe
-        "open_clip_torch>=2.32",  # CLIP's own BPE table; verifies the open_clip export
+        "open_clip_torch>=3.1",  # CLIP's own BPE table; verifies the open_clip export (3.0: local-dir:, 3.1: eos_id)
     ],
+    "s3": ["s3fs>=2024.2"],  # shards by s3://
+    "gs": ["gcsfs>=2024.2"],  # shards by gs://
+    "ray": ["ray>=2.9"],  # data_tools --engine ray: the same work on a cluster
     "dev": [
+        "imagehash>=4.3.1",  # the definition that the perceptual hash is tested against
         "pytest>=8.0",  # the test suite
+        "moto[server]>=5.0",  # a real S3 API on loopback, for the tests of remote shards
+        "s3fs>=2024.2",  # the client that they use
+        "ray>=2.9",  # a real cluster of two workers, for the tests of data_tools --engine ray
+        "efficientnet_lite_pytorch>=0.1.0",  # the library whose weights model.vision.weights may name, for parity
         "ruff>=0.6",  # lint and format
         "import-linter>=2.1",  # who may import whom
         "mypy>=1.11",  # types of the foundation

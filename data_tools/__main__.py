@@ -12,7 +12,7 @@ from types import ModuleType
 
 from pretrain import registry
 
-NOT_COMMANDS = {"recipes"}
+NOT_COMMANDS = {"recipes", "sources"}
 
 
 def commands() -> list[str]:

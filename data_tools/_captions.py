@@ -23,13 +23,14 @@ def captions_of(members: Mapping[str, bytes]) -> list[str]:
 
 
 def captions_in(record: Mapping[str, Any], *, key: str = "caption") -> list[str]:
-    """Return what a record says under `captions`, else under `key`, white space trimmed.
+    """Return what a record says under `captions`, else under `key`, white space trimmed; null is nothing said.
 
     Raises:
         BadSample: it is neither text nor a list of texts.
     """
-    found = record.get("captions", record.get(key, []))
-    texts = [found] if isinstance(found, str) else found
+    found = record.get("captions")
+    found = record.get(key) if found is None else found
+    texts = [found] if isinstance(found, str) else [] if found is None else found
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise BadSample("caption is neither text nor a list of texts")
     return [text.strip() for text in texts]

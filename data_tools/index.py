@@ -10,7 +10,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from data_tools import _inputs, _progress
+from data_tools import _inputs, _progress, _scan
 from pretrain.data import format as shards
 
 
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     with _progress.bar(len(paths), doing="index", unit="shard") as bar:
         for path in paths:
             try:
-                entries = shards.scan(path)
+                entries = _scan.scan(path)
                 if not entries:
                     raise shards.ShardError(f"shard {path}: holds no samples; build it again or leave it out")
                 shards.write_index(path, entries)

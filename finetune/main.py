@@ -139,7 +139,7 @@ def run(section: Recipe, device: torch.device) -> int:
         job.module,
         section,
         folder=job.folder,
-        data=Data(batches=batches.iterate, state=lambda done: {"batch": done}, on_bad=on_bad),
+        data=Data(batches=batches.iterate, state=batches.state, restore=batches.restore, on_bad=on_bad),
         steps=steps,
         device=device,
         seed=section.run.seed,

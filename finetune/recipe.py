@@ -1,7 +1,7 @@
 """The whole config of a fine-tuning run; sections that pretraining has too are the same."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
@@ -24,13 +24,18 @@ class Data(loader.Config):
     shards: list[str] = []  # noqa: RUF012 (pydantic copies it)
     reader: dict[str, dict[str, Any]] = {}  # noqa: RUF012
     lanes: int = Field(default=1, ge=1)  #: small data: one stream that is shuffled as a whole
+    order: Literal["exact"] = "exact"  #: splits and shots are counted
 
-    @field_validator("shards", "reader", mode="before")
+    @field_validator("shards", "reader", "blend", mode="before")
     @classmethod
     def _not_here(cls, value: Any, info: ValidationInfo) -> Any:
         if value:
             raise ValueError(f"the task says what is read: use task.data instead of data.{info.field_name}")
         return value
+
+    @model_validator(mode="after")
+    def _what_is_read(self) -> "Data":
+        return self  # the task names shards when the run is built
 
 
 class Checkpoint(checkpoint.Config):

@@ -29,7 +29,7 @@ class Example:
     """One sample as a task sees it: images and text, before tokens."""
 
     key: str
-    images: list[np.ndarray]  #: each uint8 [H, W, 3]
+    images: list[Any]  #: each a picture, decoded when it is needed (data.picture), or uint8 [H, W, 3]
     prefix: str = ""  #: text that is given (prompt, question)
     suffix: str = ""  #: text that is learned (caption, answer)
     group: str = ""  #: what makes two captions the same; empty: the caption itself
@@ -45,7 +45,7 @@ class Batch:
     """Rows of a step on one rank. Optional fields are None where no reader or objective asks for them."""
 
     keys: list[str]
-    image_NCHW: Tensor | None = None  #: float32, normalised
+    image_NCHW: Tensor | None = None  #: uint8, channels last in memory; towers normalise it. Floats: normalised already
     owner_N: Tensor | None = None  #: int64, the row that image n belongs to
     tokens_BT: Tensor | None = None  #: int64, trimmed to the longest text of the rows
     blocks_BT: Tensor | None = None  #: int64, 1 opens a new attention block, 0 joins the last
@@ -53,6 +53,7 @@ class Batch:
     labels_BT: Tensor | None = None  #: int64, -100 where a token does not count
     target_B: Tensor | None = None  #: int64 class index
     caption_B: Tensor | None = None  #: int64 hash of what makes two captions equal
+    source_B: Tensor | None = None  #: int64, the row's place in data.blend; None without a blend
     draw_B: Tensor | None = None  #: int64, the sample's hash, for draws on the device
     boxes_K4: Tensor | None = None  #: float32, x0 y0 x1 y1 in [0, 1] of the row's first image, which is shown whole
     box_owner_K: Tensor | None = None  #: int64, the row that box k belongs to

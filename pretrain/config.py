@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -133,8 +133,12 @@ def _sentence(section: type[BaseModel], error: Any, where: str) -> str:
 
 def _keys_at(section: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
     for part in loc:
+        if isinstance(part, int):  # an entry of a list: the loop has already come to what the entries are
+            continue
         found = section.model_fields.get(str(part))
         annotation = found.annotation if found else None
+        if get_origin(annotation) is list:
+            [annotation] = get_args(annotation)
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []
         section = annotation

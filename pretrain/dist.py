@@ -113,7 +113,7 @@ def barrier() -> None:
 
 def hash64(*parts: Any) -> int:
     """Return a non-negative 63-bit hash of the parts: the one source of randomness (equal on every machine)."""
-    text = "\x1f".join(str(part) for part in parts)
+    text = "\x1f".join(map(str, parts))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 

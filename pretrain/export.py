@@ -1,6 +1,6 @@
 """Write a trained model as a folder that another library loads, and keep it only if that library agrees with us.
 
-python pretrain/export.py MODEL OUT --format hf|open_clip|diptych [--step N] [--pairs SHARDS]
+python pretrain/export.py MODEL OUT --format hf|dual_encoder|open_clip|diptych [--step N] [--pairs SHARDS]
 """
 
 import argparse

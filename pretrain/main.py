@@ -48,7 +48,7 @@ def train(recipe: Recipe, device: torch.device) -> int:
         mixture,
         recipe,
         folder=folder,
-        data=Data(batches=loader.iterate, state=lambda done: {"batch": done}, on_bad=on_bad),
+        data=Data(batches=loader.iterate, state=loader.state, restore=loader.restore, on_bad=on_bad),
         steps=steps,
         device=device,
         seed=recipe.run.seed,

@@ -18,7 +18,7 @@ from pretrain.data.compose import Composer
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.transforms import Transform
 from pretrain.engine import checkpoint
-from pretrain.models import convert_open_clip, convert_transformers, vlm
+from pretrain.models import convert_dual_encoder, convert_open_clip, convert_transformers, vlm
 
 ENCODER = "text_encoder"  #: where a `diptych` export keeps the encoder of an hf: text tower
 KINDS = (
@@ -163,13 +163,15 @@ def _open_clip(path: Path) -> Pretrained:
 
 def _transformers(path: Path) -> Pretrained:
     tree = _json(path / "config.json")
-    section = convert_transformers.config_from(tree, tokenizer=str(path))
+    dual = tree.get("model_type") == convert_dual_encoder.MODEL_TYPE
+    layout = convert_dual_encoder if dual else convert_transformers
+    section = layout.config_from(tree, tokenizer=str(path))
     _look(section, path)
     words = tokenizer.load(path)
     end = (tree.get("text_config") or {}).get("eos_token_id", 49407)
     _same_end(words, None if end == 2 else end, where=str(path))
     state = _weights(path, ("model.safetensors", "pytorch_model.bin"))
-    return build(section, words, convert_transformers.weights_from(section, state), source=str(path))
+    return build(section, words, layout.weights_from(section, state), source=str(path))
 
 
 def _same_end(words: Tokenizer, end: int | None, *, where: str) -> None:

@@ -8,7 +8,7 @@ from pydantic import Field, SerializeAsAny, field_validator
 
 from pretrain import config, dist, registry
 from pretrain.config import Section
-from pretrain.data import loader, tokenizer
+from pretrain.data import loader, stream, tokenizer
 from pretrain.data.compose import Composer
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.transforms import Transform
@@ -82,9 +82,8 @@ def build_composer(model: vlm.Config, words: Tokenizer) -> Composer:
 
 
 def build_transform(model: vlm.Config) -> Transform:
-    """Return what turns an Example's picture into pixels of the size and spread that the tower expects."""
-    v = model.vision
-    return Transform(v.image_size, mean=v.mean, std=v.std, interpolation=v.interpolation)
+    """Return what turns an Example's picture into pixels of the size that the tower expects."""
+    return Transform(model.vision.image_size, interpolation=model.vision.interpolation)
 
 
 def build_tokenizer(model: vlm.Config) -> Tokenizer:
@@ -112,9 +111,15 @@ def build_mixture(recipe: Recipe, words: Tokenizer) -> Mixture:
     return objective_base.build(recipe.objectives, build_model(recipe.model, words))
 
 
-def build_loader(recipe: Recipe, words: Tokenizer) -> loader.Loader:
+def build_loader(recipe: Recipe, words: Tokenizer) -> loader.Loader | stream.StreamLoader:
     """Return the training batches of this rank."""
-    return loader.Loader(
+    if recipe.data.order == "stream" and recipe.train.epochs and not recipe.data.samples:
+        raise config.ConfigError(
+            "train.epochs: with data.order=stream nobody has counted the samples; give data.samples, those of one "
+            "epoch, or train.steps or train.samples instead"
+        )
+    kind = {"exact": loader.Loader, "stream": stream.StreamLoader}[recipe.data.order]
+    return kind(
         recipe.data,
         batch_size=recipe.train.batch_size,
         seed=recipe.run.seed,

@@ -9,11 +9,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from pretrain.batch import Batch, Record
+from pretrain.batch import Batch
 from pretrain.config import ConfigError
-from pretrain.data import format, index, synthetic
+from pretrain.data import index, synthetic
 from pretrain.data.decode import BadSample
+from pretrain.data.order import Place
 from pretrain.data.readers import base as readers
+from pretrain.data.shards import Store
 from pretrain.data.tokenizer import clean
 from pretrain.exports import base
 from pretrain.exports.base import Reader
@@ -64,18 +66,18 @@ def real(shards: str, *, count: int = 32) -> Pairs:
     """
     reader = readers.make({"caption": {}})
     pairs = Pairs([], [])
-    for path in index.expand(shards):
-        entries = format.scan(path)
-        with open(path, "rb") as file:
-            for entry in entries:
-                if len(pairs.captions) == count:
-                    return pairs
-                try:
-                    found = reader.read(Record(entry.key, str(path), format.read_members(file, entry)))
-                except BadSample:
-                    continue
-                pairs.pictures.append(Image.fromarray(found.images[0]))
-                pairs.captions.append(found.suffix)
+    catalog = index.resolve(shards)
+    store = Store(catalog, seed=0)
+    for shard, size in enumerate(catalog.sizes):
+        for member in range(size):
+            if len(pairs.captions) == count:
+                return pairs
+            try:
+                found = reader.read(store.read(Place(0, 0, shard, member)))
+                pairs.pictures.append(Image.fromarray(np.asarray(found.images[0])))
+            except BadSample:
+                continue
+            pairs.captions.append(found.suffix)
     if not pairs.captions:
         raise ConfigError(f"--pairs {shards}: no sample has both a picture and a caption")
     return pairs

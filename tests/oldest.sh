@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 python=${1:-python3.11}
 venv=${VENV_OLDEST:-.venv-oldest}
 
-# setup.py is read, not run: a bare Python has no setuptools. Of the extra `dev` only pytest has a say in results.
+# setup.py is read, not run: a bare Python has no setuptools. Of the extra `dev` what only reads the code is left out.
 pins=$("$python" - <<'PYTHON'
 import ast, re, sys
 
@@ -15,9 +15,9 @@ lists = {
     for node in ast.parse(open("setup.py").read()).body
     if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
 }
-tests = [name for name in lists["EXTRAS"]["dev"] if name.startswith("pytest")]
+tests = [name for name in lists["EXTRAS"]["dev"] if not name.startswith(("ruff", "import-linter", "mypy", "types-"))]
 for requirement in [*lists["INSTALL"], *lists["EXTRAS"]["tools"], *tests]:
-    bound = re.fullmatch(r"([\w.-]+)>=([\w.]+)(,.*)?", requirement)
+    bound = re.fullmatch(r"([\w.-]+(?:\[[\w,-]+\])?)>=([\w.]+)(,.*)?", requirement)
     if not bound:
         sys.exit(f"setup.py: {requirement!r} has no lower bound; write NAME>=VERSION")
     print(f"{bound[1]}=={bound[2]}")
@@ -38,6 +38,8 @@ fi
 
 echo "oldest versions: ${pins//$'\n'/ }"
 export PYTHONPATH=$PWD DS_ACCELERATOR=${DS_ACCELERATOR:-cpu}
-# one test of whole runs: every ZeRO stage on two ranks, so that the oldest deepspeed really trains
-"$venv/bin/python" -m pytest -q -m 'not slow' tests/pretrain tests/finetune tests/contract \
-  'tests/end_to_end/test_pretrain.py::test_stages_on_two_ranks_train_as_one_rank_does' "${@:2}"
+# torch 2.6 would start two compilers beside every rank, half a gigabyte each, which nothing here uses
+export TORCHINDUCTOR_COMPILE_THREADS=1
+# all but what looks at the repository only; with it whole runs, every ZeRO stage and the real launcher among them
+"$venv/bin/python" -m pytest -q -m 'not slow' tests --ignore=tests/test_layout.py --ignore=tests/test_packaging.py \
+  --ignore=tests/test_readme.py --ignore=tests/test_shell.py "${@:2}"

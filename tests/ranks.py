@@ -149,12 +149,12 @@ def _call(rank: int, world: int, store: str, call: tuple[str, str, tuple, dict])
         module, name, args, kwargs = call
         return getattr(importlib.import_module(module), name)(*args, **kwargs)
     finally:
+        gc.unfreeze()  # trainers freeze
+        gc.collect()  # engines hold process groups in cycles; only shutdown may be the last to hold one
         process.shutdown()
         # ZeRO-3 replaces this for good; where only some ranks ran it, gradients would become ready in another order
         # there, and stages 1 and 2, which reduce them in that order, would add up the wrong ones
         torch.nn.functional.linear = LINEAR
-        gc.unfreeze()  # trainers freeze
-        gc.collect()
 
 
 def _serve(pipe: Connection) -> None:

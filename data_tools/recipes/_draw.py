@@ -23,11 +23,19 @@ def render(drawing: str | bytes, size: int) -> bytes:
         import resvg_py  # only the processes that draw need it
 
         side = size * OVERSAMPLE
-        drawing = bytes(resvg_py.svg_to_bytes(svg_string=drawing, width=side, height=side, skip_system_fonts=True))
+        drawn = resvg_py.svg_to_bytes(
+            svg_string=drawing,
+            width=side,
+            height=side,
+            dpi=96,  # CSS's; the renderer's own default makes "100pt" nothing
+            skip_system_fonts=True,
+        )
+        drawing = bytes(drawn)
     with Image.open(io.BytesIO(drawing)) as file:
         picture = file.convert("RGBA")
-    canvas = Image.new("RGBA", picture.size, "white")
-    canvas.alpha_composite(picture)
+    side = max(picture.size)
+    canvas = Image.new("RGBA", (side, side), "white")
+    canvas.alpha_composite(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
     small = canvas.convert("RGB").resize((size, size), Image.Resampling.BOX)
     out = io.BytesIO()
     small.save(out, "PNG")
@@ -48,7 +56,7 @@ def render_all(drawings: Mapping[str, str | bytes], *, size: int, workers: int) 
         yield from _guarded(drawings, (render(drawing, size) for drawing in drawings.values()))
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_with_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=leave_with_parent) as pool:
         pictures = pool.map(partial(render, size=size), drawings.values(), chunksize=16)
         yield from _guarded(drawings, pictures)
 
@@ -66,7 +74,7 @@ def _guarded(drawings: Mapping[str, str | bytes], pictures: Iterable[bytes]) -> 
             raise ShardError(f"drawing {key}: the process that drew it was killed (memory?); run again") from None
 
 
-def _leave_with_parent() -> None:
+def leave_with_parent() -> None:
     """Let Ctrl-C reach the parent only, and leave when the parent is killed: no process is left behind."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_watch, daemon=True).start()

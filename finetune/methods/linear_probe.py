@@ -68,8 +68,9 @@ class Method(base.Method):
         """Return the frozen features [N, D]."""
         if self.config.features == "joint":
             return self.model(batch).image
-        trunk = self.model.vision.trunk
-        return trunk.forward_head(trunk.forward_features(batch.image_NCHW), pre_logits=True).float()
+        vision = self.model.vision
+        features = vision.trunk.forward_features(vision.normalise(batch.image_NCHW))
+        return vision.trunk.forward_head(features, pre_logits=True).float()
 
     def classify(self, batch: Batch, classes_KE: Tensor | None) -> Tensor:
         """Return logits [N, K]."""

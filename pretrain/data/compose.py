@@ -5,16 +5,19 @@ Text is trimmed to the longest row of the batch. That is exact: causal text neve
 `valid_BT` hides the padding from everything else.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from pretrain.batch import Batch, Example
+from pretrain.data.decode import Pixels
 from pretrain.data.tokenizer import Tokenizer
-from pretrain.data.transforms import Floats
 from pretrain.dist import hash64
 
 IGNORE = -100
@@ -27,14 +30,14 @@ class Row:
 
     key: str
     shard: str
-    images: list[Floats]  #: each float32 [C, H, W]
+    images: list[Pixels]  #: each uint8 [H, W, C]
     ids: list[int]
     blocks: list[int]
     labels: list[int]  #: the token itself where it counts, IGNORE elsewhere; models shift, rows do not
     caption: int
     draw: int
     target: int = -1
-    boxes_K4: Floats | None = None
+    boxes_K4: NDArray[np.float32] | None = None
     meta: dict[str, Any] = field(default_factory=dict)
 
 
@@ -46,7 +49,7 @@ class Composer:
         self.tokenizer = tokenizer
         self.context_length = context_length
 
-    def row(self, example: Example, images: list[Floats]) -> Row:
+    def row(self, example: Example, images: list[Pixels]) -> Row:
         """Return an example as a row; the prefix is given, the suffix and the end token are learned."""
         most = CHARACTERS * self.context_length
         prefix = self.tokenizer.ids(example.prefix[:most]) if example.prefix else []
@@ -71,14 +74,14 @@ class Composer:
     def collate(self, rows: list[Row]) -> Batch:
         """Return rows as a Batch; its text is as long as its longest row."""
         length = max(len(row.ids) for row in rows)
-        images = [image_CHW for row in rows for image_CHW in row.images]
+        images = [image_HWC for row in rows for image_HWC in row.images]
         owners = [number for number, row in enumerate(rows) for _ in row.images]
         boxes = [(number, row.boxes_K4) for number, row in enumerate(rows) if row.boxes_K4 is not None]
         valid_BT = torch.arange(length) < torch.tensor([[len(row.ids)] for row in rows])
         return Batch(
             keys=[row.key for row in rows],
             shards=[row.shard for row in rows],
-            image_NCHW=torch.from_numpy(np.stack(images)) if images else None,
+            image_NCHW=_stack(images) if images else None,
             owner_N=torch.tensor(owners) if images else None,
             tokens_BT=_pad([row.ids for row in rows], length, self.tokenizer.pad),
             blocks_BT=_pad([row.blocks for row in rows], length, 1),
@@ -91,6 +94,22 @@ class Composer:
             box_owner_K=torch.tensor([number for number, box in boxes for _ in box]) if boxes else None,
             meta=[row.meta for row in rows],
         )
+
+
+def _stack(images: list[Pixels]) -> Tensor:
+    """Return images [H, W, C] as [N, C, H, W] with channels last in memory, which is how they come and are wanted.
+
+    A worker writes them to shared memory at once, as torch's own collate does: what is sent is a handle.
+    """
+    shape = (len(images), *images[0].shape)
+    out_NHWC = torch.empty(0, dtype=torch.uint8)
+    if get_worker_info() is not None:
+        out_NHWC.set_(torch.UntypedStorage._new_shared(math.prod(shape)))  # type: ignore[call-overload]
+    target_NHWC = out_NHWC.resize_(shape).numpy()
+    for number, image_HWC in enumerate(images):
+        assert image_HWC.dtype == target_NHWC.dtype, "towers normalise, transforms do not"
+        target_NHWC[number] = image_HWC
+    return out_NHWC.permute(0, 3, 1, 2)
 
 
 def _pad(rows: list[list[int]], length: int, value: int) -> Tensor:

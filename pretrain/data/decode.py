@@ -44,7 +44,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 width, height = image.size
                 if not 0 < width * height <= max_pixels:
-                    raise DecodeError(f"image of {width} x {height} pixels is over data.max_pixels={max_pixels}")
+                    raise too_large(width, height, max_pixels)
                 image.load()
                 ImageOps.exif_transpose(image, in_place=True)
                 return np.array(_rgb(image))
@@ -58,6 +58,11 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
         raise DecodeError(f"image is over data.max_pixels={max_pixels} or Pillow's own limit ({error})") from error
     except Exception as error:  # Pillow's plug-ins raise nearly anything on damaged bytes
         raise DecodeError(f"image cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def too_large(width: int, height: int, max_pixels: int) -> DecodeError:
+    """Return the error of an image whose header says more pixels than are allowed."""
+    return DecodeError(f"image of {width} x {height} pixels is over data.max_pixels={max_pixels}")
 
 
 def _rgb(image: Image.Image) -> Image.Image:

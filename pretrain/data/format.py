@@ -7,8 +7,10 @@ Readers never trust a member name as a path: names are only split into key and e
     train-00042.idx      diptych-index 1 <bytes of the tar> <crc32 of the lines below; older indexes have none>
                          <key> TAB <ext>:<offset>:<size> TAB <ext>:<offset>:<size> ...
     dataset.json         {"version": 1, "shards": {"train-00042.tar": {"samples": 1000, "bytes": ...}}, "meta": {...}}
+                         a shard may have its "sha256" too: who downloads it checks it
 """
 
+import hashlib
 import json
 import os
 import tarfile
@@ -25,6 +27,10 @@ MANIFEST = "dataset.json"
 
 class ShardError(ValueError):
     """A shard or index that cannot be used; the message says which file, what is wrong and what to do."""
+
+
+class CutOff(ShardError):
+    """A shard ends before one of its members does."""
 
 
 class Entry(NamedTuple):
@@ -52,11 +58,27 @@ def scan(path: str | Path) -> list[Entry]:
     Raises:
         ShardError: missing, not a tar, or cut off; the message names the byte where reading stopped.
     """
+    try:
+        with open(path, "rb") as file:
+            return scan_file(file, path)
+    except FileNotFoundError:
+        raise ShardError(f"shard {path}: no such file; check data.shards and its braces") from None
+    except OSError as error:
+        raise _unreadable(path, error, 0) from error
+
+
+def scan_file(file: IO[bytes], name: object) -> list[Entry]:
+    """Return the samples of an open tar that messages call `name`.
+
+    Raises:
+        ShardError: not a tar, or cut off; the message names the byte where reading stopped.
+    """
     entries: dict[str, dict[str, tuple[int, int]]] = {}
     reached = 0
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
     try:
-        size = os.path.getsize(path)
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 reached = member.offset_data + member.size
                 if reached > size:
@@ -67,21 +89,15 @@ def scan(path: str | Path) -> list[Entry]:
                         raise tarfile.ReadError(f"member {member.name!r} is a link, a device or sparse: no plain file")
                     if extension in entries.setdefault(key, {}):
                         raise ShardError(
-                            f"shard {path}: two members are called {member.name!r}; rebuild the shard with unique keys"
+                            f"shard {name}: two members are called {member.name!r}; rebuild the shard with unique keys"
                         )
                     entries[key][extension] = (member.offset_data, member.size)
             stop = tar.offset
-        with open(path, "rb") as file:
-            _check_end(file, stop, size)
-    except FileNotFoundError:
-        raise ShardError(f"shard {path}: no such file; check data.shards and its braces") from None
+        _check_end(file, stop, size)
     except ShardError:
         raise
     except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:  # tarfile lets its own slips out
-        raise ShardError(
-            f"shard {path}: not a readable tar ({error}); reading stopped at byte {reached}. "
-            "Fetch or build the shard again, or leave it out of data.shards"
-        ) from error
+        raise _unreadable(name, error, reached) from error
     return [Entry(key, members) for key, members in entries.items()]
 
 
@@ -101,79 +117,89 @@ def _check_end(file: IO[bytes], stop: int, size: int) -> None:
             raise tarfile.ReadError(f"behind its end at byte {stop} there is more: two tars in one, or damage")
 
 
-def index_bytes(shard: str | Path, entries: Iterable[Entry]) -> bytes:
-    """Return what the index of a local shard holds."""
+def _unreadable(name: object, error: Exception, reached: int) -> ShardError:
+    return ShardError(
+        f"shard {name}: not a readable tar ({error}); reading stopped at byte {reached}. "
+        "Fetch or build the shard again, or leave it out of data.shards"
+    )
+
+
+def index_bytes(length: int, entries: Iterable[Entry]) -> bytes:
+    """Return what the index of a tar of `length` bytes holds."""
     lines = []
     for key, members in entries:
         cells = [f"{json.dumps(ext)[1:-1]}:{offset}:{size}" for ext, (offset, size) in members.items()]
         lines.append("\t".join([json.dumps(key), *cells]) + "\n")
     rows = "".join(lines).encode()
-    return f"diptych-index {VERSION} {os.path.getsize(shard)} {zlib.crc32(rows):08x}\n".encode() + rows
+    return f"diptych-index {VERSION} {length} {zlib.crc32(rows):08x}\n".encode() + rows
 
 
 def write_index(shard: str | Path, entries: Iterable[Entry]) -> Path:
     """Write the index of a local shard under its final name only when it is complete; return its path."""
     path = index_path(shard)
-    write_atomic(path, index_bytes(shard, entries))
+    write_atomic(path, index_bytes(os.path.getsize(shard), entries))
     return path
 
 
-def read_head(head: bytes, shard: str | Path) -> None:
-    """Check the first line of an index.
+def read_head(data: bytes, shard: object) -> int:
+    """Return the length of the tar that an index was made for, from its first line.
 
     Raises:
-        ShardError: it is no index, of another version, or made for a tar of another length.
+        ShardError: it is no index, or of another version.
     """
-    again = f"run `python -m data_tools index {shard}`"
     try:
-        word, version, size, *_ = head.decode("ascii").split(" ")
-        length = int(size)
+        word, version, size, *_ = data.partition(b"\n")[0].decode("ascii").split(" ")
         if (word, int(version)) != ("diptych-index", VERSION):
             raise ValueError(f"version {version}, expected {VERSION}")
+        return int(size)
     except ValueError as error:
-        raise ShardError(f"index {index_path(shard)}: not readable ({error}); {again}") from error
-    if length != os.path.getsize(shard):
         raise ShardError(
-            f"index {index_path(shard)}: made for a tar of {length} bytes, {shard} has {os.path.getsize(shard)}: "
-            f"fetch the shard again if it was cut off, or {again}"
-        )
+            f"index of {shard}: not readable ({error}); run `python -m data_tools index {shard}`"
+        ) from error
 
 
-def check_rows(data: bytes, shard: str | Path) -> None:
-    """Check the lines of an index against the checksum in its first line, where it has one.
+def check_index(data: bytes, shard: object, length: int) -> None:
+    """Check an index: its lines against the checksum in the first, where it has one, and the length of its tar.
 
     Raises:
-        ShardError: the index is cut off or damaged.
+        ShardError: it is cut off or damaged, or belongs to a tar of another length.
     """
+    listed = read_head(data, shard)
     head, _, rows = data.partition(b"\n")
     checksum = head.split(b" ")[3:]
     if not data.endswith(b"\n") or (checksum and checksum != [b"%08x" % zlib.crc32(rows)]):
-        raise ShardError(f"index {index_path(shard)}: cut off or damaged; run `python -m data_tools index {shard}`")
+        raise ShardError(f"index of {shard}: cut off or damaged; run `python -m data_tools index {shard}`")
+    if listed != length:
+        raise ShardError(
+            f"index of {shard}: made for a tar of {listed} bytes, the shard has {length}: fetch the shard again if it "
+            f"was cut off, or run `python -m data_tools index {shard}`"
+        )
 
 
-def check_member(shard: str | Path, entry: Entry) -> None:
+def header_at(entry: Entry) -> int:
+    """Return where the header of a sample's first member begins, a block of tarfile.BLOCKSIZE bytes."""
+    return max(0, min(offset for offset, _ in entry.members.values()) - tarfile.BLOCKSIZE)
+
+
+def check_header(header: bytes, shard: object, entry: Entry) -> None:
     """Check that a tar has a sample where its index says: an index of another tar may fit its length.
 
     Raises:
         ShardError: there is another member, or none.
     """
-    for extension, (offset, size) in entry.members.items():
-        name = f"{entry.key}.{extension}"
-        with open(shard, "rb") as file:
-            file.seek(max(0, offset - tarfile.BLOCKSIZE))
-            block = file.read(tarfile.BLOCKSIZE)
-        try:
-            found = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-            fits = found.size == size or size >= 8 << 30  # larger sizes and odd names stand in blocks of their own
-            fits &= found.name.lower() == name.lower() or not name.isascii() or len(name) >= tarfile.LENGTH_NAME
-        except tarfile.HeaderError:
-            fits = False
-        if not fits:
-            raise ShardError(
-                f"index {index_path(shard)}: says that {name!r} is at byte {offset} of {shard}, which it is not; "
-                f"run `python -m data_tools index {shard}`"
-            )
-        return
+    extension, (offset, size) = min(entry.members.items(), key=lambda member: member[1])
+    name = f"{entry.key}.{extension}"
+    try:
+        found = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+        fits = found.size == size or size >= 8 << 30  # larger sizes and odd names stand in blocks of their own
+        fits &= found.name.lower() == name.lower() or not name.isascii() or len(name) >= tarfile.LENGTH_NAME
+    except tarfile.HeaderError:
+        fits = False
+    if not fits:
+        raise ShardError(
+            f"index of {shard}: says that {name!r} is at byte {offset}, which it is not; "
+            f"run `python -m data_tools index {shard}`"
+        )
 
 
 def read_row(row: bytes) -> Entry:
@@ -185,7 +211,9 @@ def read_row(row: bytes) -> Entry:
     key, *cells = row.decode("ascii").split("\t")
     places = (cell.rsplit(":", 2) for cell in cells)
     members = {json.loads(f'"{ext}"') if "\\" in ext else ext: (int(at), int(size)) for ext, at, size in places}
-    name = json.loads(key)
+    name = key[1:-1]
+    if f'"{name}"' != key or not name.isprintable() or '"' in name or "\\" in name:  # nearly no key needs a parser
+        name = json.loads(key)
     if not isinstance(name, str) or not all(0 <= at < 1 << 62 and 0 <= size < 1 << 62 for at, size in members.values()):
         raise ValueError(f"no key and places: {row!r:.100}")
     return Entry(name, members)
@@ -199,9 +227,8 @@ def read_index(shard: str | Path) -> list[Entry]:
         FileNotFoundError: there is no index.
     """
     data = index_path(shard).read_bytes()
-    head, *rows = data.removesuffix(b"\n").split(b"\n")
-    read_head(head, shard)
-    check_rows(data, shard)
+    check_index(data, shard, os.path.getsize(shard))
+    _, *rows = data.removesuffix(b"\n").split(b"\n")
     try:
         return [read_row(row) for row in rows]
     except (ValueError, RecursionError) as error:
@@ -235,6 +262,12 @@ class ShardWriter:
         self._part = self.path.with_name(f".{self.path.name}.{os.urandom(6).hex()}.part")
         self._file: IO[bytes] = open(self._part, "wb")  # noqa: SIM115 (closed in close or abort)
         self._keys: set[str] = set()
+        self._hash = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """The checksum of what is written so far, for dataset.json once the shard is closed."""
+        return self._hash.hexdigest()
 
     def add(self, key: str, members: Mapping[str, bytes]) -> None:
         """Append one sample; `members` maps extension to bytes."""
@@ -247,19 +280,23 @@ class ShardWriter:
         for extension, data in members.items():
             info = tarfile.TarInfo(f"{key}.{extension}")
             info.size = len(data)  # all else stays zero: equal samples, equal bytes
-            self._file.write(info.tobuf(tarfile.PAX_FORMAT))
+            self._write(info.tobuf(tarfile.PAX_FORMAT))
             places[extension] = (self._file.tell(), len(data))
-            self._file.write(data + b"\0" * (-len(data) % tarfile.BLOCKSIZE))
+            self._write(data + b"\0" * (-len(data) % tarfile.BLOCKSIZE))
         self.entries.append(Entry(key, places))
 
     def close(self) -> None:
         """Finish the tar, give it its final name, then write its index."""
-        self._file.write(b"\0" * (2 * tarfile.BLOCKSIZE))
+        self._write(b"\0" * (2 * tarfile.BLOCKSIZE))
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
         os.replace(self._part, self.path)
         write_index(self.path, self.entries)
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._hash.update(data)
 
     def abort(self) -> None:
         """Throw the unfinished shard away."""
@@ -278,9 +315,17 @@ class ShardWriter:
             self.abort()
 
 
-def write_manifest(folder: str | Path, counts: Mapping[str, tuple[int, int]], meta: Mapping[str, Any]) -> Path:
-    """Write dataset.json; `counts` maps shard name to (samples, bytes)."""
-    shards = {name: {"samples": n, "bytes": size} for name, (n, size) in sorted(counts.items())}
+def write_manifest(
+    folder: str | Path,
+    counts: Mapping[str, tuple[int, int]],
+    meta: Mapping[str, Any],
+    *,
+    sha256: Mapping[str, str] | None = None,
+) -> Path:
+    """Write dataset.json; `counts` maps shard name to (samples, bytes), `sha256` some of them to checksums."""
+    shards: dict[str, dict[str, Any]] = {n: {"samples": c, "bytes": b} for n, (c, b) in sorted(counts.items())}
+    for name in shards.keys() & (sha256 or {}).keys():
+        shards[name]["sha256"] = (sha256 or {})[name]
     tree = {"version": VERSION, "shards": shards, "meta": dict(meta)}
     path = Path(folder) / MANIFEST
     write_atomic(path, json.dumps(tree, indent=1, ensure_ascii=False).encode() + b"\n")
@@ -291,17 +336,28 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     """Return dataset.json of a folder, or an empty manifest where there is none."""
     path = Path(folder) / MANIFEST
     try:
-        tree = json.loads(path.read_bytes())
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return {"version": VERSION, "shards": {}, "meta": {}}
+    return parse_manifest(data, path)
+
+
+def parse_manifest(data: bytes, where: object) -> dict[str, Any]:
+    """Return what a dataset.json says.
+
+    Raises:
+        ShardError: it is not readable.
+    """
+    try:
+        tree = json.loads(data)
         if tree["version"] != VERSION:
             raise ValueError(f"version {tree['version']!r}, expected {VERSION}")
         for name, counts in tree["shards"].items():
             if not all(type(counts[what]) is int for what in ("samples", "bytes")):
                 raise ValueError(f"no numbers for {name!r}")
-    except FileNotFoundError:
-        return {"version": VERSION, "shards": {}, "meta": {}}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ShardError(
-            f"{path}: not a readable manifest ({error!r:.200}); run `python -m data_tools index`"
+            f"{where}: not a readable manifest ({error!r:.200}); run `python -m data_tools index`"
         ) from error
     return dict(tree)
 
@@ -310,15 +366,14 @@ def read_members(file: IO[bytes], entry: Entry) -> dict[str, bytes]:
     """Return the bytes of one sample from an open tar.
 
     Raises:
-        ShardError: the tar ends before the member does, or the index is not its own.
+        CutOff: the tar ends before the member does, or the index is not its own.
     """
     out = {}
     for extension, (offset, size) in entry.members.items():
-        if size > LARGE and offset + size > file.seek(0, os.SEEK_END):
-            raise ShardError(f"member {entry.key}.{extension}: bytes {offset} to {offset + size} lie outside the tar")
-        file.seek(offset)
-        data = file.read(size)
+        if size > LARGE and offset + size > os.fstat(file.fileno()).st_size:
+            raise CutOff(f"member {entry.key}.{extension}: bytes {offset} to {offset + size} lie outside the tar")
+        data = os.pread(file.fileno(), size, offset)  # half the cost of seek and read
         if len(data) != size:
-            raise ShardError(f"member {entry.key}.{extension}: {len(data)} of {size} bytes; the tar is cut off")
+            raise CutOff(f"member {entry.key}.{extension}: {len(data)} of {size} bytes; the tar is cut off")
         out[extension] = data
     return out

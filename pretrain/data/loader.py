@@ -6,6 +6,7 @@ and the main script anew (seconds a rank). What makes forking delicate is kept a
 """
 
 import bisect
+import functools
 import gc
 import hashlib
 import itertools
@@ -13,57 +14,86 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch.utils.data import DataLoader, Dataset
 
 from pretrain.batch import Batch
-from pretrain.config import Section
-from pretrain.data import index
+from pretrain.data import index, sources
+from pretrain.data.blend import BLOCK, Blend, Unit, lanes_of, shares
 from pretrain.data.compose import Composer, Row
 from pretrain.data.decode import MAX_PIXELS
+from pretrain.data.excluded import Excluded, Sample
 from pretrain.data.format import ShardError
 from pretrain.data.order import Order, Place, check_divisible
 from pretrain.data.pipeline import Item, Steps, evaluation_batch, training_batch
-from pretrain.data.readers import base
-from pretrain.data.shards import Store
-from pretrain.data.transforms import Augment, Transform
+from pretrain.data.remote import Access
+from pretrain.data.sources import Source
+from pretrain.data.transforms import Augment, Decode, Transform
 
 PREFETCH = 2  # batches in flight per worker
 
 
-class Config(Section):
+class Config(Access):
     """The `data:` section."""
 
-    shards: str | list[str]  #: paths with braces, e.g. icons/train-{00000..00011}.tar
-    lanes: int = Field(default=64, ge=1)  #: streams that a batch is drawn from side by side
+    shards: str | list[str] = []  # noqa: RUF012  #: paths, URLs and @lists, e.g. icons/train-{00000..00011}.tar
+    blend: list[sources.Config] = []  # noqa: RUF012  #: instead of shards: several data sets, drawn by weight
+    blend_by: Unit = "sample"  #: batch: each global batch comes from one source
+    lanes: int = Field(default=64, ge=1)  #: streams that a batch is drawn from side by side; sources share them
     window: int = Field(default=4, ge=1)  #: shards of a lane that are shuffled together
     workers: int = Field(default=2, ge=0)  #: processes per rank; 0: in the training process itself
-    order: Literal["exact"] = "exact"
+    order: Literal["exact", "stream"] = "exact"  #: stream: shards that cannot be indexed, see pretrain/data/stream.py
+    buffer: int = Field(default=10_000, ge=1)  #: stream: raw samples that a rank shuffles together, held in memory
+    samples: int | None = Field(default=None, ge=1)  #: stream: samples of an epoch, which nobody has counted there
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)  #: more unusable samples than this stop the run
+    decode: Decode = "fast"  #: exact: Pillow bit for bit, at half the rate; fast: see pretrain/data/transforms.py
     max_pixels: int = Field(default=MAX_PIXELS, ge=1)  #: larger images are unusable; read from the header
     reader: dict[str, dict[str, Any]] = {"caption": {}}  # noqa: RUF012 (pydantic copies it)
     augment: Augment = Augment()
 
+    @model_validator(mode="after")
+    def _what_is_read(self) -> "Config":
+        if bool(self.shards) == bool(self.blend):
+            raise ValueError("give either shards (one data set) or blend (several, each with shards and a weight)")
+        if self.blend and self.order == "stream":
+            raise ValueError("order: stream reads one data set; name its shards, or blend with order: exact")
+        sources.check(self.blend)
+        return self
+
+
+class _Wanted(NamedTuple):
+    """What a worker is asked for."""
+
+    batch: int
+    excluded: frozenset[Sample]
+
 
 class _Batches(Dataset[Batch]):
-    """Batch number -> one rank's rows."""
+    """What is wanted -> one rank's rows."""
 
-    def __init__(self, order: Order, steps: Steps, rank: int, world: int) -> None:
+    def __init__(self, order: Order | Blend, steps: Steps, rank: int, world: int) -> None:
         self.order, self.steps, self.rank, self.world = order, steps, rank, world
 
-    def __getitem__(self, batch: int) -> Batch:
-        return training_batch(self.order.local(batch, self.rank, self.world), self.order, self.steps)
+    def __getitem__(self, wanted: _Wanted) -> Batch:
+        for number, source in enumerate(self.steps.sources):
+            source.store.prefetch(wanted.batch, functools.partial(self.places, source=number))
+        return training_batch(self.places(wanted.batch), self.order, self.steps.without(wanted.excluded))
+
+    def places(self, batch: int, *, source: int | None = None) -> list[Place]:
+        """Return this rank's rows of a batch, or those of one source."""
+        rows = self.order.local(batch, self.rank, self.world)
+        return rows if source is None else [place for place in rows if place.source == source]
 
 
 class _Pass(Dataset[Batch]):
     """Batch number -> one rank's rows of a pass over every sample in the order of the shards."""
 
-    def __init__(self, steps: Steps, sizes: list[int], *, batch_size: int, rank: int, world: int) -> None:
-        self.steps, self.batch_size, self.rank, self.world = steps, batch_size, rank, world
+    def __init__(self, steps: Steps, sizes: list[int], *, batch_size: int, rank: int, world: int, filled: bool) -> None:
+        self.steps, self.batch_size, self.rank, self.world, self.filled = steps, batch_size, rank, world, filled
         self.starts = [0, *itertools.accumulate(sizes)]
         self.samples = self.starts[-1]
 
@@ -71,11 +101,20 @@ class _Pass(Dataset[Batch]):
         return -(-self.samples // (self.batch_size * self.world))
 
     def __getitem__(self, batch: int) -> Batch:
+        self.steps.sources[0].store.prefetch(batch, self._places)
+        rows = self._rows(batch) if self.filled else None
         begin = batch * self.batch_size * self.world
-        left = min(self.samples - begin, self.batch_size * self.world)
-        rows = -(-left // self.world)  # the last batch may be smaller, but is equally small on all ranks
-        mine = range(begin + self.rank * rows, min(begin + (self.rank + 1) * rows, begin + left))
-        return evaluation_batch([self._place(n) for n in mine], rows, self.steps, lambda: self._spare(begin))
+        return evaluation_batch(self._places(batch), rows, self.steps, lambda: self._spare(begin))
+
+    def _rows(self, batch: int) -> int:
+        """Return the rows of each rank: the last batch may be smaller, but is equally small on all ranks."""
+        left = min(self.samples - batch * self.batch_size * self.world, self.batch_size * self.world)
+        return max(0, -(-left // self.world))
+
+    def _places(self, batch: int) -> list[Place]:
+        begin, rows = batch * self.batch_size * self.world, self._rows(batch)
+        end = min(begin + self.batch_size * self.world, self.samples)
+        return [self._place(n) for n in range(begin + self.rank * rows, min(begin + (self.rank + 1) * rows, end))]
 
     def _place(self, number: int) -> Place:
         shard = bisect.bisect_right(self.starts, number) - 1
@@ -89,19 +128,21 @@ class _Pass(Dataset[Batch]):
                 row: Row = found.value
                 return row
         raise ShardError(
-            f"shard {self.steps.store.catalog.paths[0]}: none of the {self.samples} samples is usable; "
+            f"shard {self.steps.sources[0].store.catalog.paths[0]}: none of the {self.samples} samples is usable; "
             "check data.reader against the members, `python -m data_tools validate` lists them"
         )
 
 
 class _From:
-    """A sampler of batch numbers start, start + 1, ... that can be set to another start."""
+    """A sampler of what the steps start, start + 1, ... want; start and exclusions can be set anew."""
 
     def __init__(self) -> None:
         self.start = 0
+        self.excluded = Excluded()
 
-    def __iter__(self) -> Iterator[int]:
-        return itertools.count(self.start)
+    def __iter__(self) -> Iterator[_Wanted]:
+        out = self.excluded
+        return (_Wanted(out.batch_at(step), out.samples) for step in itertools.count(self.start))
 
 
 class Loader:
@@ -128,46 +169,98 @@ class Loader:
         check_divisible(batch_size, world)
         self.config = config
         self.batch_size = batch_size
-        self.catalog = index.resolve(config.shards)
-        self.order = Order(
-            self.catalog.sizes, batch_size=batch_size, lanes=config.lanes, seed=seed, window=config.window
-        )
-        self._store = Store(self.catalog, seed=seed)
-        reader = base.make(config.reader, max_pixels=config.max_pixels)
-        steps = Steps(self._store, reader, transform, composer, augment=config.augment)
+        self.sources, self.order = _open(config, batch_size=batch_size, seed=seed)
+        catalogs = [source.store.catalog for source in self.sources]
+        index.warn_if_crowded(catalogs, config, shards=config.lanes * config.window)
+        steps = Steps(self.sources, transform, composer, augment=config.augment, decode=config.decode)
         self._from = _From()
-        self._batches = _batches(_Batches(self.order, steps, rank, world), config.workers, sampler=self._from)
+        self._seed = seed
+        self._dataset = _Batches(self.order, steps, rank, world)
+        self._batches = _batches(self._dataset, config.workers, sampler=self._from)
 
     @property
     def samples_per_epoch(self) -> int:
-        """Return the number of samples that an epoch sees once each."""
+        """Return the number of samples that an epoch sees once each; of a blend, all sources' samples together.
+
+        Of a blend it is a length only: so many are drawn by weight, more than all of some sources and less of others.
+        """
         return self.order.samples
 
-    def iterate(self, start_batch: int = 0) -> Iterator[Batch]:
-        """Return batches `start_batch`, `start_batch` + 1, ... without end. One iteration at a time.
+    def iterate(self, start_step: int = 0) -> Iterator[Batch]:
+        """Return the batches of the steps `start_step`, `start_step` + 1, ... without end. One iteration at a time.
 
         Raises:
             ShardError: no usable sample is left to put in a bad one's place, or a shard changed while it was read.
         """
-        self._from.start = start_batch
+        self._from.start = start_step
+        first = self._from.excluded.batch_at(start_step)
+        for number, source in enumerate(self.sources):
+            source.store.warm(self._dataset.places(first, source=number))
         return _plainly(self._batches)
+
+    @property
+    def excluded(self) -> Excluded:
+        """Return what is left out."""
+        return self._from.excluded
+
+    def exclude(self, *, steps: Iterable[int] = (), samples: Iterable[Sample] = ()) -> None:
+        """Leave out the batches that `steps` train on, and `samples` for good; holds from the next `iterate` on.
+
+        All ranks call it alike, and `iterate` from no later than the first of `steps`.
+
+        Raises:
+            ConfigError: a checkpoint's state cannot hold so much.
+        """
+        self._from.excluded = self._from.excluded.without(steps=steps, samples=samples)
+
+    def state(self, step: int) -> dict[str, Any]:
+        """Return what a checkpoint keeps after `step` steps: a few bytes, whatever the position."""
+        return {"batch": step, **self._from.excluded.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Leave out what `state` says, from the next `iterate` on."""
+        self._from.excluded = Excluded.restore(state)
 
     def keys(self, batch: int) -> list[str]:
         """Return the keys of a global batch, all ranks' slices end to end (bad samples not yet replaced)."""
-        return [self._store.key(place) for place in self.order.rows(batch)]
+        return [self.sources[place.source].store.key(place) for place in self.order.rows(batch)]
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what defines the order of samples: a resumed run must agree on all of it."""
-        names = "\n".join(f"{path.name} {size}" for path, size in zip(self.catalog.paths, self.catalog.sizes))
-        return {
+        catalogs = [source.store.catalog for source in self.sources]
+        names = "\n".join(f"{path.name} {size}" for c in catalogs for path, size in zip(c.paths, c.sizes))
+        tree = {
             "shards": hashlib.blake2b(names.encode(), digest_size=8).hexdigest(),
             "samples": self.order.samples,
             "order": self.config.order,
             "lanes": self.config.lanes,
             "window": self.config.window,
-            "seed": self.order.seed,
+            "seed": self._seed,
             "batch_size": self.batch_size,
         }
+        if isinstance(self.order, Blend):
+            blend = {"by": self.order.unit, "counts": self.order.counts_K.tolist()}
+            tree["blend"] = {**blend, "samples": [order.samples for order in self.order.orders]}
+        return tree
+
+
+def _open(config: Config, *, batch_size: int, seed: int) -> tuple[list[Source], Order | Blend]:
+    """Return the data sets that a config names and the order in which their samples come."""
+
+    def order(number: int, source: Source, lanes: int) -> Order:
+        sizes, own = source.store.catalog.sizes, source.store.seed
+        return Order(sizes, batch_size=batch_size, lanes=lanes, seed=own, window=config.window, source=number)
+
+    if not config.blend:
+        single = sources.one(config.shards, config.reader, seed=seed, max_pixels=config.max_pixels, access=config)
+        return [single], order(0, single, config.lanes)
+    opened = sources.several(config.blend, config.reader, seed=seed, max_pixels=config.max_pixels, access=config)
+    block = BLOCK[config.blend_by]
+    weights = [given.weight or sum(found.store.catalog.sizes) for given, found in zip(config.blend, opened)]
+    counts = shares(weights, block)
+    lanes = [lanes_of(count, block=block, lanes=config.lanes) for count in counts]
+    orders = [order(number, source, lanes[number]) for number, source in enumerate(opened)]
+    return opened, Blend(orders, counts, seed=seed, unit=config.blend_by)
 
 
 def scan(
@@ -181,24 +274,28 @@ def scan(
     world: int = 1,
     workers: int = 0,
     max_pixels: int = MAX_PIXELS,
+    filled: bool = True,
+    decode: Decode = "exact",
+    access: Access | None = None,
 ) -> Iterator[Batch]:
     """Return one pass over shards: each sample once over all ranks, without augmentation, in the order of the shards.
 
     `batch_size` is rows per rank. All ranks get equally many batches of equally many rows; the last `Batch.filler` rows
     of a batch are copies that only make it so, drop them. Unusable samples are left out and listed in `Batch.bad`.
+    Ranks that need not keep in step say `filled=False`: there are no copies, and a batch may even be empty.
 
     Raises:
         ConfigError: a bad pattern or reader.
         ShardError: a shard that cannot be used, or no usable sample at all.
     """
-    catalog = index.resolve(shards)
-    made = base.make(reader, max_pixels=max_pixels)
-    steps = Steps(Store(catalog, seed=0), made, transform, composer, augment=None)
-    batches = _Pass(steps, catalog.sizes, batch_size=batch_size, rank=rank, world=world)
+    source = sources.one(shards, reader, seed=0, max_pixels=max_pixels, access=access)
+    steps = Steps([source], transform, composer, augment=None, decode=decode)
+    sizes = source.store.catalog.sizes
+    batches = _Pass(steps, sizes, batch_size=batch_size, rank=rank, world=world, filled=filled)
     return _plainly(_batches(batches, workers, sampler=range(len(batches))))
 
 
-def _plainly(batches: DataLoader[Batch]) -> Iterator[Batch]:
+def _plainly(batches: DataLoader[Any]) -> Iterator[Any]:
     """Yield batches; give a worker's ShardError as the one sentence it was, without the worker's traceback."""
     try:
         yield from batches

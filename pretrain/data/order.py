@@ -8,6 +8,8 @@
 5. Batch b is the positions [bB, (b+1)B) of the endless sequence of epochs, so a batch may straddle two (or more).
 6. Its rows are sorted by lane; rank r of W takes the r-th of W equal slices.
 
+Several data sets in one run are a Blend (blend.py), which asks the Order of each for its next samples.
+
 Example: shards of 4, 3 and 5 samples, L = 2. Sequence of the epoch: shard 2 (5), shard 0 (4), shard 1 (3). Lane 0
 is its places 0-5 (shard 2 and the first sample of shard 0), lane 1 its places 6-11. A batch of 4
 takes the next two of each.
@@ -16,6 +18,7 @@ Letters: B = global batch, L = lanes, N = samples of an epoch, R = rows asked fo
 """
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +37,7 @@ class Place(NamedTuple):
     position: int  #: within the epoch, 0 .. N-1
     shard: int  #: number of the shard in the list that was given
     member: int  #: number of the sample in its shard
+    source: int = 0  #: number of the data set in data.blend
 
 
 class _Epoch(NamedTuple):
@@ -51,13 +55,15 @@ def permutation(count: int, *seed: int | str) -> Ints:
 
 
 class Order:
-    """The order of a data set whose shards hold `sizes` samples.
+    """The order of a data set whose shards hold `sizes` samples; `source` is its number among several.
 
     Raises:
         ConfigError: no samples, or a batch size or lane count below one.
     """
 
-    def __init__(self, sizes: list[int], *, batch_size: int, lanes: int, seed: int, window: int = 4) -> None:
+    def __init__(
+        self, sizes: list[int], *, batch_size: int, lanes: int, seed: int, window: int = 4, source: int = 0
+    ) -> None:
         if sum(sizes) < 1:
             raise ConfigError("data.shards: no samples in any shard; check the pattern or build the shards again")
         if min(batch_size, lanes, window) < 1:
@@ -70,12 +76,13 @@ class Order:
         self.lanes = min(lanes, self.samples)
         self.seed = seed
         self.window = window
+        self.source = source
         self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
         self._blocks: OrderedDict[tuple[int, int, int], Ints] = OrderedDict()
 
     def rows(self, batch: int) -> list[Place]:
         """Return the rows of a global batch, sorted by lane: what the ranks' slices are, end to end."""
-        return self._places(self._rows(batch))
+        return self.local(batch, 0, 1)
 
     def local(self, batch: int, rank: int, world: int) -> list[Place]:
         """Return the rows of a global batch that one rank owns.
@@ -85,18 +92,24 @@ class Order:
         """
         check_divisible(self.batch_size, world)
         part = self.batch_size // world
-        return self._places(self._rows(batch)[rank * part : (rank + 1) * part])
+        rows_B = self.span(batch * self.batch_size, (batch + 1) * self.batch_size)
+        return self.places(rows_B[rank * part : (rank + 1) * part])
 
     def place(self, epoch: int, position: int) -> Place:
         """Return the sample at one position of an epoch; positions wrap around at its end."""
-        return self._places(np.array([epoch * self.samples + position % self.samples]))[0]
+        return self.places(np.array([epoch * self.samples + position % self.samples]))[0]
 
-    def _rows(self, batch: int) -> Ints:
-        """Return the endless positions of a batch, sorted by lane and, within a lane, by position."""
-        endless_B = np.arange(batch * self.batch_size, (batch + 1) * self.batch_size, dtype=np.int64)
-        return endless_B[np.argsort(endless_B % self.samples % self.lanes, kind="stable")]
+    def neighbours(self, place: Place) -> Iterator[Place]:
+        """Return who may stand in for a sample, in turn: all others of its epoch, from the next position on."""
+        return (self.place(place.epoch, place.position + distance) for distance in range(1, self.samples))
 
-    def _places(self, endless_R: Ints) -> list[Place]:
+    def span(self, begin: int, end: int) -> Ints:
+        """Return the endless positions [begin, end), sorted by lane and, within a lane, by position."""
+        endless_R = np.arange(begin, end, dtype=np.int64)
+        return endless_R[np.argsort(endless_R % self.samples % self.lanes, kind="stable")]
+
+    def places(self, endless_R: Ints) -> list[Place]:
+        """Return the samples at endless positions."""
         epoch_R, position_R = np.divmod(endless_R, self.samples)
         lane_R = position_R % self.lanes
         group_R = epoch_R * self.lanes + lane_R
@@ -106,7 +119,7 @@ class Order:
             epoch, lane = divmod(int(group), self.lanes)
             shard_R[at], member_R[at] = self._lane(epoch, lane, position_R[at] // self.lanes)
         columns = (epoch_R.tolist(), position_R.tolist(), shard_R.tolist(), member_R.tolist())
-        return [Place(*row) for row in zip(*columns)]
+        return [Place(*row, self.source) for row in zip(*columns)]
 
     def _lane(self, epoch: int, lane: int, step_R: Ints) -> tuple[Ints, Ints]:
         """Return (shard, member) of the given samples of one lane."""

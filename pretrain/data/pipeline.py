@@ -3,24 +3,30 @@
 places -> (record) -> (example) -> (row) -> repaired -> batches
 
 A sample that cannot be used travels on as a Failure. In training, `repaired` puts a neighbour in its place: the sample
-at the next position of the same epoch, or the one after, and so on: a rule that knows neither ranks nor workers.
+at the next position of the same epoch of its source, or the one after, and so on: a rule that knows neither ranks nor
+workers.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import copy
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from webdataset import DataPipeline
 
 from pretrain.batch import Batch, Example
 from pretrain.config import ConfigError
+from pretrain.data.blend import Blend
 from pretrain.data.compose import Composer, Row
 from pretrain.data.decode import BadSample
+from pretrain.data.excluded import Sample
 from pretrain.data.format import ShardError
 from pretrain.data.order import Order, Place
 from pretrain.data.readers.base import Reader
-from pretrain.data.shards import Store
-from pretrain.data.transforms import Augment, Transform, generator
+from pretrain.data.sources import Source
+from pretrain.data.transforms import Augment, Decode, Transform, generator
 
 MAX_NEIGHBOURS = 1000  # so many bad samples in a row are no accident
 
@@ -33,10 +39,13 @@ class Failure:
     shard: str
     key: str
     reason: str
+    source: str = ""  #: the source's name, where there are several
+    excluded: bool = False  #: left out on purpose, not for being unusable
 
     def line(self) -> dict[str, str]:
         """Return the sample as Batch.bad and quarantine.jsonl list it."""
-        return {"epoch": str(self.place.epoch), "shard": self.shard, "key": self.key, "reason": self.reason}
+        source = {"source": self.source} if self.source else {}
+        return {**source, "epoch": str(self.place.epoch), "shard": self.shard, "key": self.key, "reason": self.reason}
 
 
 @dataclass(slots=True)
@@ -56,24 +65,46 @@ class Steps:
     """The way of one sample, as functions that stages map over a stream; `augment` None is the evaluation transform."""
 
     def __init__(
-        self, store: Store, reader: Reader, transform: Transform, composer: Composer, *, augment: Augment | None
+        self,
+        sources: Sequence[Source],
+        transform: Transform,
+        composer: Composer,
+        *,
+        augment: Augment | None,
+        decode: Decode = "exact",
     ) -> None:
-        check_still(reader, augment)
-        self.store, self.reader, self.transform, self.composer = store, reader, transform, composer
-        self.augment = augment
+        for source in sources:
+            check_still(source.reader, augment)
+        self.sources, self.transform, self.composer = list(sources), transform, composer
+        self.augment, self.exact = augment, decode == "exact"
+        self.excluded: frozenset[Sample] = frozenset()
+
+    def without(self, excluded: frozenset[Sample]) -> "Steps":
+        """Return the same steps, on which these samples fail."""
+        if not excluded and not self.excluded:
+            return self
+        steps = copy.copy(self)
+        steps.excluded = excluded
+        return steps
 
     def record(self, place: Place) -> Travelling:
         """Read the bytes."""
-        record = self.store.read(place)
+        source = self.sources[place.source]
+        if self.excluded:
+            path, key = source.store.catalog.paths[place.shard], source.store.key(place)
+            if Sample(place.source, path.name, key) in self.excluded:
+                return Failure(place, str(path), key, "left out after a rollback", source.name, excluded=True)
+        record = source.store.read(place)
         return Item(place, record, record.shard, record.key)
 
     def example(self, item: Travelling) -> Travelling:
-        """Decode the bytes and see them as the task does."""
-        return _attempt(item, self.reader.read)
+        """See the bytes as the task does, pictures decoded and transformed."""
+        reader = self.sources[item.place.source].reader
+        return self._attempt(item, lambda record: self._seen(reader.read(record)))
 
     def row(self, item: Travelling) -> Travelling:
-        """Transform the pictures and compose the text."""
-        return _attempt(item, self._row)
+        """Compose the text."""
+        return self._attempt(item, lambda example: self.composer.row(example, example.images))
 
     def one(self, place: Place) -> Travelling:
         """Take one sample all the way."""
@@ -83,16 +114,27 @@ class Steps:
         """Return the three functions as stages of a DataPipeline."""
         return [_map(self.record), _map(self.example), _map(self.row)]
 
-    def _row(self, example: Example) -> Row:
+    def _seen(self, example: Example) -> Example:
+        """Return an example whose pictures are pixels of the tower's size."""
+        rng, exact = generator(example.draw), self.exact
         if example.boxes_K4 is not None:
-            rng = generator(example.draw)
-            images = [self.transform.whole(image_HWC, self.augment, rng) for image_HWC in example.images]
+            example.images = [self.transform.whole(p, self.augment, rng, exact=exact) for p in example.images]
         elif self.augment is None:
-            images = [self.transform.evaluate(image_HWC) for image_HWC in example.images]
+            example.images = [self.transform.evaluate(picture, exact=exact) for picture in example.images]
         else:
-            rng = generator(example.draw)
-            images = [self.transform.train(image_HWC, self.augment, rng) for image_HWC in example.images]
-        return self.composer.row(example, images)
+            example.images = [self.transform.train(p, self.augment, rng, exact=exact) for p in example.images]
+        return example
+
+    def _attempt(self, item: Travelling, function: Callable[[Any], Any]) -> Travelling:
+        """Apply a function; only what is wrong with the sample itself is caught, never a full disk or an import."""
+        if isinstance(item, Failure):
+            return item
+        try:
+            item.value = function(item.value)
+        except BadSample as error:
+            source = self.sources[item.place.source].name
+            return Failure(item.place, item.shard, item.key, str(error), source)
+        return item
 
 
 def check_still(reader: Reader, augment: Augment | None) -> None:
@@ -108,17 +150,6 @@ def check_still(reader: Reader, augment: Augment | None) -> None:
         )
 
 
-def _attempt(item: Travelling, function: Callable[[Any], Any]) -> Travelling:
-    """Apply a function; only what is wrong with the sample itself is caught, never a full disk or a missing import."""
-    if isinstance(item, Failure):
-        return item
-    try:
-        item.value = function(item.value)
-    except BadSample as error:
-        return Failure(item.place, item.shard, item.key, str(error))
-    return item
-
-
 def _map(function: Callable[[Any], Travelling]) -> Callable[[Iterable[Any]], Iterator[Travelling]]:
     def stage(items: Iterable[Any]) -> Iterator[Travelling]:
         for item in items:
@@ -127,13 +158,18 @@ def _map(function: Callable[[Any], Travelling]) -> Callable[[Iterable[Any]], Ite
     return stage
 
 
-def training_batch(places: list[Place], order: Order, steps: Steps) -> Batch:
+def _whole(stage: Callable[[Iterable[Any]], Iterator[Any]]) -> Callable[[Iterable[Any]], Iterator[Any]]:
+    """Let a stage finish a batch before the next begins: its code stays in the processor's caches."""
+    return lambda items: iter(list(stage(items)))
+
+
+def training_batch(places: list[Place], order: Order | Blend, steps: Steps) -> Batch:
     """Return one rank's rows of a training batch, bad samples replaced and listed in `Batch.bad`."""
 
     def repaired(items: Iterable[Travelling]) -> Iterator[tuple[Row, list[dict[str, str]]]]:
         for item in items:
             if isinstance(item, Failure):
-                yield neighbour(item, order, steps).value, [item.line()]
+                yield neighbour(item, order, steps).value, [] if item.excluded else [item.line()]
             else:
                 yield item.value, []
 
@@ -141,45 +177,48 @@ def training_batch(places: list[Place], order: Order, steps: Steps) -> Batch:
         good, bad = zip(*rows)
         batch = steps.composer.collate(list(good))
         batch.bad = [line for lines in bad for line in lines]
+        if len(steps.sources) > 1:
+            batch.source_B = torch.tensor([place.source for place in places])
         yield batch
 
-    batch: Batch = next(iter(DataPipeline(lambda: iter(places), *steps.stages(), repaired, batched)))
+    batch: Batch = next(iter(DataPipeline(lambda: iter(places), *map(_whole, steps.stages()), repaired, batched)))
     return batch
 
 
-def neighbour(failure: Failure, order: Order, steps: Steps) -> Item:
+def neighbour(failure: Failure, order: Order | Blend, steps: Steps) -> Item:
     """Return the sample that stands in for a bad one.
 
     Raises:
         ShardError: a thousand in a row, or all there are, cannot be used.
     """
-    epoch, position = failure.place.epoch, failure.place.position
-    tries = min(order.samples - 1, MAX_NEIGHBOURS)
-    for distance in range(1, tries + 1):
-        item = steps.one(order.place(epoch, position + distance))
+    tries = 0
+    for place in itertools.islice(order.neighbours(failure.place), MAX_NEIGHBOURS):
+        item = steps.one(place)
         if isinstance(item, Item):
             return item
+        tries += 1
     raise ShardError(
         f"shard {failure.shard}: no usable sample at {failure.key!r} nor at the {tries} positions after it "
         f"({failure.reason}); check data.reader against the members, `python -m data_tools validate` lists them"
     )
 
 
-def evaluation_batch(places: list[Place], rows: int, steps: Steps, spare: Callable[[], Row]) -> Batch:
+def evaluation_batch(places: list[Place], rows: int | None, steps: Steps, spare: Callable[[], Row]) -> Batch:
     """Return usable samples of `places`, filled up to `rows` rows; bad ones are left out and listed in `Batch.bad`.
 
-    `spare` gives the filler where the batch itself has no usable sample.
+    `spare` gives the filler where the batch itself has no usable sample. Without `rows` nothing is filled up.
     """
 
     def batched(items: Iterable[Travelling]) -> Iterator[Batch]:
         seen = list(items)
         good: list[Row] = [item.value for item in seen if isinstance(item, Item)]
-        filler = rows - len(good)
+        filler = 0 if rows is None else rows - len(good)
         fill = (good[-1] if good else spare()) if filler else None
-        batch = steps.composer.collate(good + [fill] * filler if fill is not None else good)
+        filled = good + [fill] * filler if fill is not None else good
+        batch = steps.composer.collate(filled) if filled else Batch(keys=[])
         batch.bad = [item.line() for item in seen if isinstance(item, Failure)]
         batch.filler = filler
         yield batch
 
-    batch: Batch = next(iter(DataPipeline(lambda: iter(places), *steps.stages(), batched)))
+    batch: Batch = next(iter(DataPipeline(lambda: iter(places), *map(_whole, steps.stages()), batched)))
     return batch

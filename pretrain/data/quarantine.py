@@ -1,6 +1,7 @@
 """quarantine.jsonl: one line a skipped sample, and the fraction at which all ranks stop together."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -24,9 +25,14 @@ class Quarantine:
     def __init__(self, path: str | Path, max_bad_fraction: float) -> None:
         self.path = Path(path)
         self.max_bad_fraction = max_bad_fraction
-        self.count = 0  #: distinct unusable samples, equal on all ranks after `sync`
+        self.by_source: Counter[str] = Counter()  #: distinct unusable samples, equal on all ranks after `sync`
         self._news: list[dict[str, str]] = []
-        self._known: set[tuple[str, str, str]] | None = None  # read by rank 0 at the first sync
+        self._known: set[tuple[str, ...]] | None = None  # read by rank 0 at the first sync
+
+    @property
+    def count(self) -> int:
+        """Return the number of distinct unusable samples of all sources, equal on all ranks after `sync`."""
+        return self.by_source.total()
 
     def add(self, bad: list[dict[str, str]]) -> None:
         """Take the bad samples of one batch of this rank."""
@@ -48,14 +54,16 @@ class Quarantine:
             self._news = []
             if dist.is_main():
                 self._write(found)
-            self.count = int(dist.broadcast_object(len(self._known or ())))
+            self.by_source = dist.broadcast_object(Counter(source for source, *_ in self._known or ()))
         if seen >= MINIMUM and self.count > self.max_bad_fraction * seen:
+            of = ", ".join(f"{count} of source {name!r}" for name, count in self.by_source.most_common() if name)
             raise TooManyBad(
-                f"{self.count} of {seen} samples are unusable, over data.max_bad_fraction={self.max_bad_fraction}; "
-                f"{self.path} lists them with reasons: mend the data or raise the limit"
+                f"{self.count} of {seen} samples are unusable{f' ({of})' if of else ''}, "
+                f"over data.max_bad_fraction={self.max_bad_fraction}; {self.path} lists them with reasons: "
+                "mend the data or raise the limit"
             )
 
-    def _read(self) -> set[tuple[str, str, str]]:
+    def _read(self) -> set[tuple[str, ...]]:
         if not self.path.exists():
             return set()
         text = self.path.read_text(encoding="utf-8")
@@ -78,5 +86,5 @@ class Quarantine:
                 file.writelines(lines)
 
 
-def _identity(line: dict[str, str]) -> tuple[str, str, str]:
-    return line.get("epoch", ""), line.get("shard", ""), line.get("key", "")
+def _identity(line: dict[str, str]) -> tuple[str, ...]:
+    return tuple(line.get(name, "") for name in ("source", "epoch", "shard", "key"))

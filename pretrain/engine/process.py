@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.distributed as torch_dist
@@ -148,6 +148,7 @@ def shutdown() -> None:
     import deepspeed.comm.comm as ds_comm
     from deepspeed.utils import groups
 
+    backends = _backends()
     if torch_dist.is_initialized():
         with suppress(RuntimeError, ValueError):  # a peer that is gone already
             if ds_comm.cdb is not None:
@@ -156,6 +157,20 @@ def shutdown() -> None:
                 torch_dist.destroy_process_group()
     ds_comm.cdb = None
     groups._WORLD_GROUP = None  # 0.17 keeps its clone of the group that is gone
+    del backends  # the last one to let go of them
+
+
+def _backends() -> list[Any]:
+    """Return what moves the bytes of all groups, to be kept until the groups are gone.
+
+    Where a group is the last to hold its gloo backend, torch 2.6 joins the backend's threads without giving up the
+    GIL, and a thread that wants the GIL to free the tensor of the collective it has just done is waited for for ever.
+    The backend's own Python object gives it up.
+    """
+    if not torch_dist.is_initialized():
+        return []
+    made = list(torch_dist.distributed_c10d._world.pg_map)
+    return [group._get_backend(device) for group in made for device in group._device_types]
 
 
 def leave(code: int) -> NoReturn:

@@ -50,7 +50,7 @@ class Config(Section):
         """
         if self.steps is not None:
             return self.steps
-        if samples_per_epoch < 1:
+        if self.samples is None and samples_per_epoch < 1:
             raise ConfigError("train: the data has no samples; check data.shards")
         samples = self.samples if self.samples is not None else float(self.epochs or 0) * samples_per_epoch
         return max(1, math.ceil(samples / self.batch_size))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pretrain import dist
 from pretrain.config import ConfigError, Section
-from pretrain.engine import optim
+from pretrain.engine import optim, overflow
 from pretrain.engine.precision import Autocast, LossScale, Precision
 
 OWNED = (
@@ -115,6 +115,8 @@ class Engine:
             )
         except (ValueError, TypeError) as error:  # pydantic's complaint about zero.extra
             raise ConfigError(f"zero.extra: DeepSpeed refuses it: {error}") from error
+        if self.stage:
+            overflow.skip_on_all_ranks(self._optimizer, self.stage)
 
     @property
     def torch_optimizer(self) -> torch.optim.Optimizer:

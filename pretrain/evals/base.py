@@ -15,21 +15,22 @@ from torch import Tensor
 
 from pretrain import dist
 from pretrain.batch import Batch, Example
-from pretrain.config import Section
 from pretrain.data import loader
 from pretrain.data.compose import Composer
-from pretrain.data.transforms import Transform
+from pretrain.data.remote import Access
+from pretrain.data.transforms import Decode, Transform
 from pretrain.metrics.interval import Score
 
 log = logging.getLogger("diptych")
 
 
-class Config(Section):
+class Config(Access):
     """Base of every eval's section."""
 
     data: str | list[str]  #: shards to score, each sample once
     every_steps: int | None = Field(default=None, gt=0)  #: None: only at the end of the run
     batch_size: int = Field(default=64, gt=0)  #: per rank
+    decode: Decode = "exact"  #: fast: as training does; scores then differ from those of other libraries
 
 
 @dataclass
@@ -94,4 +95,6 @@ class Eval:
             batch_size=self.config.batch_size,
             rank=dist.rank(),
             world=dist.world(),
+            decode=self.config.decode,
+            access=self.config,
         )

@@ -7,13 +7,17 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from pretrain.models import vision
 from pretrain.pretrained import Pretrained
+
+FILTERS = {"bilinear": 2, "bicubic": 3}  #: as transformers counts them
 
 
 @dataclass
@@ -51,8 +55,10 @@ class Format:
 
 
 def our_pixels(model: Pretrained, picture: Image.Image) -> Tensor:
-    """Return a picture as our own transform prepares it, [3, S, S]."""
-    return torch.from_numpy(model.transform.evaluate(np.asarray(picture.convert("RGB"))))
+    """Return a picture as our own transform prepares it and the tower normalises it, [3, S, S]."""
+    image_HWC = torch.tensor(model.transform.evaluate(np.asarray(picture.convert("RGB"))))
+    with torch.no_grad():
+        return model.model.vision.normalise(image_HWC.permute(2, 0, 1)[None])[0].contiguous()
 
 
 def save_tokenizer(model: Pretrained, folder: Path) -> None:
@@ -61,3 +67,26 @@ def save_tokenizer(model: Pretrained, folder: Path) -> None:
     path = folder / "tokenizer_config.json"
     tree = json.loads(path.read_text(encoding="utf-8")) | {"model_max_length": model.config.text.context_length}
     path.write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def clip_processor(section: vision.Config) -> dict[str, Any]:
+    """Return what transformers' CLIPImageProcessor is told, to prepare pictures as we do."""
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": section.image_size},
+        "resample": FILTERS[section.interpolation],
+        "do_center_crop": True,
+        "crop_size": {"height": section.image_size, "width": section.image_size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(section.mean),
+        "image_std": list(section.std),
+        "do_convert_rgb": True,
+    }
+
+
+def dump(path: Path, tree: Any) -> None:
+    """Write JSON as transformers lays it out."""
+    path.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")

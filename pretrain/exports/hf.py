@@ -1,6 +1,5 @@
 """A folder for transformers' CLIPModel and CLIPProcessor, 4.x and 5.x: the union of what either expects."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,8 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from pretrain.exports import base
-from pretrain.models import convert_transformers, vision
+from pretrain.models import convert_transformers
 from pretrain.pretrained import Pretrained
-
-FILTERS = {"bilinear": 2, "bicubic": 3}
 
 
 class Format(base.Format):
@@ -38,11 +35,13 @@ with torch.no_grad():
         start = words.end if words.start is None else words.start
         tree = convert_transformers.config_to(model.config, start=start, end=words.end, pad=words.pad)
         weights = convert_transformers.weights_to(model.config, model.model.state_dict())
-        _dump(folder / "config.json", tree)
+        base.dump(folder / "config.json", tree)
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        look = _look(model.config.vision)
-        _dump(folder / "preprocessor_config.json", look)  # 4.x
-        _dump(folder / "processor_config.json", {"processor_class": "CLIPProcessor", "image_processor": look})  # 5.x
+        look = base.clip_processor(model.config.vision)
+        base.dump(folder / "preprocessor_config.json", look)  # 4.x
+        base.dump(
+            folder / "processor_config.json", {"processor_class": "CLIPProcessor", "image_processor": look}
+        )  # 5.x
         base.save_tokenizer(model, folder)
 
     def read(self, folder: Path) -> base.Reader:
@@ -63,24 +62,3 @@ with torch.no_grad():
             scale=float(model.logit_scale.detach().exp()),
             floors_crop=True,
         )
-
-
-def _look(section: vision.Config) -> dict[str, Any]:
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": section.image_size},
-        "resample": FILTERS[section.interpolation],
-        "do_center_crop": True,
-        "crop_size": {"height": section.image_size, "width": section.image_size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(section.mean),
-        "image_std": list(section.std),
-        "do_convert_rgb": True,
-    }
-
-
-def _dump(path: Path, tree: Any) -> None:
-    path.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")

@@ -28,7 +28,7 @@ def weights_from(config: vlm.Config, state: Mapping[str, Tensor]) -> Weights:
 
 
 def _pairs(config: vlm.Config) -> list[Pair]:
-    trunk, seen, read = "vision.trunk.", "vision_model.", "text_model."
+    trunk, seen = "vision.trunk.", "vision_model."
     out = [
         scalar("logit_scale", "logit_scale", most=vlm.VLM.MAX_LOGIT_SCALE),
         same("vision.projection.weight", "visual_projection.weight"),
@@ -38,15 +38,22 @@ def _pairs(config: vlm.Config) -> list[Pair]:
         same(f"{trunk}patch_embed.proj.weight", f"{seen}embeddings.patch_embedding.weight"),
         *linear(f"{trunk}norm_pre", f"{seen}pre_layrnorm"),  # theirs is spelled so
         *linear(f"{trunk}norm", f"{seen}post_layernorm"),
-        same("text.token_embedding.weight", f"{read}embeddings.token_embedding.weight"),
-        same("text.positional_embedding", f"{read}embeddings.position_embedding.weight"),
-        *linear("text.norm", f"{read}final_layer_norm"),
     ]
     for i in range(clip_shape.of(config.vision).layers):
         mine = f"{trunk}blocks.{i}."
         names = [f"{mine}{n}" for n in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")]
         out += _layer(names, f"{seen}encoder.layers.{i}.")
-    for i in range(config.text.layers):
+    return out + text_pairs(config.text, "text_model.")
+
+
+def text_pairs(config: text.Config, read: str) -> list[Pair]:
+    """Return the pairs of the native text tower and a CLIPTextModel whose names begin with `read`."""
+    out = [
+        same("text.token_embedding.weight", f"{read}embeddings.token_embedding.weight"),
+        same("text.positional_embedding", f"{read}embeddings.position_embedding.weight"),
+        *linear("text.norm", f"{read}final_layer_norm"),
+    ]
+    for i in range(config.layers):
         mine = f"text.blocks.{i}."
         names = [f"{mine}{n}" for n in ("norm1", "attention.qkv", "attention.out", "norm2", "mlp.up", "mlp.down")]
         out += _layer(names, f"{read}encoder.layers.{i}.")
@@ -72,23 +79,6 @@ def config_to(config: vlm.Config, *, start: int, end: int, pad: int) -> dict[str
         ConfigError: CLIPModel cannot hold such a model.
     """
     shape = _hold(config, end=end)
-    words = config.text
-    read = {
-        "model_type": "clip_text_model",
-        "vocab_size": words.vocab_size,
-        "hidden_size": words.width,
-        "intermediate_size": round(words.width * words.mlp_ratio),
-        "projection_dim": config.embed_dim,
-        "num_hidden_layers": words.layers,
-        "num_attention_heads": words.heads,
-        "max_position_embeddings": words.context_length,
-        "hidden_act": words.activation,
-        "layer_norm_eps": 1e-5,
-        "attention_dropout": 0.0,
-        "bos_token_id": start,
-        "eos_token_id": end,
-        "pad_token_id": pad,
-    }
     seen = {
         "model_type": "clip_vision_model",
         "hidden_size": shape.width,
@@ -110,8 +100,29 @@ def config_to(config: vlm.Config, *, start: int, end: int, pad: int) -> dict[str
         "logit_scale_init_value": config.logit_scale,
         "initializer_factor": 1.0,
         "torch_dtype": "float32",
-        "text_config": read,
+        "text_config": text_config(config, start=start, end=end, pad=pad),
         "vision_config": seen,
+    }
+
+
+def text_config(config: vlm.Config, *, start: int, end: int, pad: int) -> dict[str, Any]:
+    """Return what config.json of a CLIPTextModel holds for the native text tower."""
+    words = config.text
+    return {
+        "model_type": "clip_text_model",
+        "vocab_size": words.vocab_size,
+        "hidden_size": words.width,
+        "intermediate_size": round(words.width * words.mlp_ratio),
+        "projection_dim": config.embed_dim,
+        "num_hidden_layers": words.layers,
+        "num_attention_heads": words.heads,
+        "max_position_embeddings": words.context_length,
+        "hidden_act": words.activation,
+        "layer_norm_eps": 1e-5,
+        "attention_dropout": 0.0,
+        "bos_token_id": start,
+        "eos_token_id": end,
+        "pad_token_id": pad,
     }
 
 
@@ -125,17 +136,27 @@ def _hold(config: vlm.Config, *, end: int) -> ClipShape:
         raise ConfigError(
             "export to transformers: CLIPModel has no place for model.logit_bias; --format open_clip does"
         )
-    if end == 2:
-        raise ConfigError(
-            "export to transformers: with end token 2 CLIPModel pools at the largest id instead (it takes 2 for an "
-            "old mistake); --format open_clip holds the model, or train a tokenizer with another end id"
-        )
+    refuse_end(end, "CLIPModel")
     try:
         return clip_shape.of(config.vision)
     except ConfigError as error:
         raise ConfigError(
-            f"export to transformers: CLIPModel holds only CLIP's own ViT; {error}. --format open_clip holds timm's"
+            f"export to transformers: CLIPModel holds only CLIP's own ViT; {error}. --format open_clip holds timm's, "
+            "and so does --format dual_encoder"
         ) from error
+
+
+def refuse_end(end: int, name: str) -> None:
+    """Refuse the end token that the library takes for another.
+
+    Raises:
+        ConfigError: it is 2.
+    """
+    if end == 2:
+        raise ConfigError(
+            f"export to transformers: with end token 2 {name} pools at the largest id instead (it takes 2 for an "
+            "old mistake); --format open_clip holds the model, or train a tokenizer with another end id"
+        )
 
 
 def config_from(tree: Mapping[str, Any], *, tokenizer: str) -> vlm.Config:
@@ -152,11 +173,7 @@ def config_from(tree: Mapping[str, Any], *, tokenizer: str) -> vlm.Config:
 
     full = CLIPConfig.from_dict(dict(tree))
     read, seen = full.text_config, full.vision_config
-    for name, part in (("text_config", read), ("vision_config", seen)):
-        if part.hidden_act not in ("gelu", "quick_gelu"):
-            raise ConfigError(f"config.json: {name}.hidden_act {part.hidden_act!r} is neither gelu nor quick_gelu")
-    if read.layer_norm_eps != 1e-5:
-        raise ConfigError(f"config.json: text_config.layer_norm_eps {read.layer_norm_eps} is not 1e-5")
+    _known_activation("vision_config", seen)
     shape = ClipShape(
         image_size=seen.image_size,
         patch_size=seen.patch_size,
@@ -169,16 +186,33 @@ def config_from(tree: Mapping[str, Any], *, tokenizer: str) -> vlm.Config:
     )
     return vlm.Config(
         vision=clip_shape.to_config(shape),
-        text=text.Config(
-            context_length=read.max_position_embeddings,
-            vocab_size=read.vocab_size,
-            width=read.hidden_size,
-            heads=read.num_attention_heads,
-            layers=read.num_hidden_layers,
-            mlp_ratio=clip_shape.ratio(read.intermediate_size, read.hidden_size),
-            activation=read.hidden_act,
-        ),
+        text=text_from(read),
         embed_dim=full.projection_dim,
         tokenizer=tokenizer,
         logit_scale=float(full.logit_scale_init_value),
     )
+
+
+def text_from(read: Any) -> text.Config:
+    """Return our text section for a CLIPTextConfig.
+
+    Raises:
+        ConfigError: with parts that our native tower has not.
+    """
+    _known_activation("text_config", read)
+    if read.layer_norm_eps != 1e-5:
+        raise ConfigError(f"config.json: text_config.layer_norm_eps {read.layer_norm_eps} is not 1e-5")
+    return text.Config(
+        context_length=read.max_position_embeddings,
+        vocab_size=read.vocab_size,
+        width=read.hidden_size,
+        heads=read.num_attention_heads,
+        layers=read.num_hidden_layers,
+        mlp_ratio=clip_shape.ratio(read.intermediate_size, read.hidden_size),
+        activation=read.hidden_act,
+    )
+
+
+def _known_activation(name: str, part: Any) -> None:
+    if part.hidden_act not in ("gelu", "quick_gelu"):
+        raise ConfigError(f"config.json: {name}.hidden_act {part.hidden_act!r} is neither gelu nor quick_gelu")

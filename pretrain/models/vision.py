@@ -3,7 +3,7 @@
 Shapes: N = images, P = patches (or grid cells), C = trunk width, E = joint embedding width.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pretrain.config import ConfigError, Section
+from pretrain.models import convert_efficientnet
 from pretrain.registry import nearest
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -25,8 +26,8 @@ class Config(Section):
     args: dict[str, Any] = Field(default_factory=dict)  #: more arguments of the timm model: depth, drop_path_rate ...
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
-    interpolation: str = "bicubic"
-    weights: str | None = None  #: a local .safetensors or .pth state dict of the trunk
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    weights: str | None = None  #: a local .safetensors or .pth: timm's names, or EfficientNet-PyTorch's
     frozen: bool = False  #: LiT (Zhai et al. 2021, arXiv:2111.07991): the trunk stays as it is, the projection trains
 
 
@@ -37,12 +38,28 @@ class Output(NamedTuple):
     image_NE: Tensor  #: projected, not normalised
 
 
+class Normalise(nn.Module):
+    """uint8 pixels to the mean and spread that a trunk is made for, on its device; floats pass, they are done."""
+
+    def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+        super().__init__()
+        for name, value in (("mean_C11", mean), ("std_C11", std)):  # not saved: they are in the config
+            self.register_buffer(name, torch.tensor(value, dtype=torch.float32)[:, None, None], persistent=False)
+
+    def forward(self, image_NCHW: Tensor) -> Tensor:
+        """Return float32 [N, C, H, W]: divided by 255 first, as torchvision does, so that all bits agree."""
+        if image_NCHW.dtype != torch.uint8:
+            return image_NCHW
+        return image_NCHW.float().div_(255.0).sub_(self.mean_C11).div_(self.std_C11)
+
+
 class VisionTower(nn.Module):
     """A timm trunk and its projection into the joint space."""
 
     def __init__(self, config: Config, embed_dim: int) -> None:
         super().__init__()
         self.config = config
+        self.normalise = Normalise(config.mean, config.std)
         self.trunk = _create(config)
         self.width: int = self.trunk.num_features
         self.projection = nn.Linear(self.width, embed_dim, bias=False)
@@ -61,7 +78,7 @@ class VisionTower(nn.Module):
     def forward(self, image_NCHW: Tensor) -> Output:
         """Return patch tokens [N, P, C] and projected features [N, E]."""
         # convolutions are up to 1.7 times as fast so; ZeRO flattens weights, which keep their own order
-        image_NCHW = image_NCHW.contiguous(memory_format=torch.channels_last)
+        image_NCHW = self.normalise(image_NCHW).contiguous(memory_format=torch.channels_last)
         features = self.trunk.forward_features(image_NCHW)
         pooled_NC = self.trunk.forward_head(features, pre_logits=True)
         return Output(self._tokens(features), self.projection(pooled_NC))
@@ -102,6 +119,8 @@ def _load(trunk: nn.Module, path: str) -> None:
         state = load_file(path)
     else:
         state = torch.load(path, map_location="cpu", weights_only=True)
+    if convert_efficientnet.is_efficientnet_pytorch(state):
+        state = convert_efficientnet.to_timm(state, trunk.state_dict())
     missing, unexpected = trunk.load_state_dict(state, strict=False)
     left = [name for name in unexpected if not name.startswith(("classifier.", "head.", "fc."))]
     if missing or left:

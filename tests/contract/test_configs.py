@@ -34,12 +34,19 @@ def test_config(path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", PRETRAIN, ids=lambda p: p.stem)
-def test_two_steps(ranks, path: Path, tmp_path: Path) -> None:
+def test_two_steps(ranks, path: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     folder = tiny.corpus(tmp_path)
-    words = (
+    words = [
         f"data.shards={folder}/shapes-{{00000..00001}}.tar", "data.reader={caption: {}}", "data.workers=0",
-        f"model.tokenizer={folder}/tokenizer", f"run.dir={tmp_path}", "train.epochs=null", "train.steps=2",
-        "train.batch_size=4", "optim.warmup=1", "evals={}", "monitor.tensorboard=false",
-    )  # fmt: skip
+        f"run.dir={tmp_path}", "train.epochs=null", "train.steps=2", "train.batch_size=4", "optim.warmup=1",
+        "evals={}", "monitor.tensorboard=false",
+    ]  # fmt: skip
+    section = config.load(Recipe, path).model
+    if section.vision.weights:  # towers that were trained elsewhere, with the tokenizer that belongs to them
+        towers = request.getfixturevalue("real_towers")
+        words += [f"model.vision.weights={towers / Path(section.vision.weights).name}"]
+        words += [f"model.text.name=hf:{towers / 'minilm'}", f"model.tokenizer={towers / 'minilm'}"]
+    else:
+        words += [f"model.tokenizer={folder}/tokenizer"]
     ranks.run(1, pretrain, path, *words, timeout=300)
     assert set(losses(tmp_path / path.stem)) >= {1, 2}

@@ -16,8 +16,8 @@ RECIPES = registry.names("data_tools.recipes")
 
 
 def test_commands_are_there() -> None:
-    assert {"build", "index", "validate", "tokenizer"} <= set(cli.commands())
-    assert "iconcaps" in RECIPES
+    assert {"build", "index", "validate", "tokenizer", "stats", "dedup", "filter", "reshard"} <= set(cli.commands())
+    assert {"iconcaps", "openclipart"} <= set(RECIPES)
 
 
 @pytest.mark.parametrize("name", cli.commands())
@@ -52,7 +52,9 @@ def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture) -> Non
 def test_recipe(name: str, capsys: pytest.CaptureFixture) -> None:
     recipe = registry.find("data_tools.recipes", name)
     assert "Source:" in recipe.__doc__, "say where it comes from"
-    assert any(word in recipe.__doc__ for word in ("MIT", "Apache-2.0", "CC-BY", "CC0", "GPL")), "name the licence"
+    assert any(word in recipe.__doc__ for word in ("MIT", "Apache-2.0", "CC-BY", "CC0", "GPL", "public domain")), (
+        "name the licence"
+    )
     assert f"--recipe {name}" in recipe.__doc__, "show the command"
     recipe.add_arguments(argparse.ArgumentParser().add_argument_group(name))
     assert callable(recipe.build)
@@ -60,6 +62,16 @@ def test_recipe(name: str, capsys: pytest.CaptureFixture) -> None:
         cli.main(["build", "--recipe", name, "--help"])
     assert left.value.code == 0
     assert f"recipe {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", registry.names("data_tools.sources"))
+def test_source(name: str, tmp_path: Path) -> None:
+    source = registry.find("data_tools.sources", name)
+    assert all(callable(getattr(source, part)) for part in ("claims", "count", "rows"))
+    assert not source.claims(tmp_path / "nowhere")
+    (tmp_path / "file.unknown").touch()
+    assert not source.claims(tmp_path / "file.unknown")
+    assert f"  {name} " in registry.find("data_tools", "build").__doc__, "the help lists every kind"
 
 
 def test_unknown_recipe(capsys: pytest.CaptureFixture) -> None:

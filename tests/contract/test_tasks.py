@@ -83,6 +83,7 @@ def test_published_length_where_the_config_gives_none(tmp_path):
         (["task.name=few_shots"], "Did you mean 'few_shot'"),
         (["method.lenght=4"], "unknown key 'lenght'"),
         (["data.shards=[a.tar]"], "use task.data instead of data.shards"),
+        (["data.blend=[{shards: a.tar}]"], "use task.data instead of data.blend"),
         (["base=null"], "base"),
     ],
 )

@@ -1,6 +1,5 @@
 """Pairs to shards: every source, every kind of bad row, equal bytes, and going on after a real SIGKILL."""
 
-import io
 import json
 import os
 import random
@@ -11,19 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from data_tools.__main__ import main
 from pretrain.data import format as shards
+from tests.data_tools.pictures import read
+from tests.data_tools.pictures import small as picture
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def picture(number: int, kind: str = "PNG") -> bytes:
-    """Return the bytes of a small image whose colour is its number."""
-    out = io.BytesIO()
-    Image.new("RGB", (8, 6), (number % 256, number // 256 % 256, 99)).save(out, kind)
-    return out.getvalue()
 
 
 def folder_of_pairs(folder: Path, number: int = 12) -> Path:
@@ -33,14 +26,6 @@ def folder_of_pairs(folder: Path, number: int = 12) -> Path:
         (place / f"{at:04d}.jpg").write_bytes(picture(at, "JPEG"))
         (place / f"{at:04d}.txt").write_text(f"picture number {at}\n")
     return folder
-
-
-def read(folder: Path, pattern: str = "*.tar") -> dict[str, dict[str, bytes]]:
-    found = {}
-    for path in sorted(folder.glob(pattern)):
-        with open(path, "rb") as file:
-            found.update({e.key: shards.read_members(file, e) for e in shards.read_index(path)})
-    return found
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -135,7 +120,7 @@ def test_bad_rows_of_a_table(tmp_path: Path) -> None:
     ("name", "text", "sentence", "code"),
     [
         ("nowhere", None, "no such file or folder", 2),
-        ("x.parquet", "", "unknown kind '.parquet'", 2),
+        ("x.xlsx", "", "unknown kind '.xlsx'; say what it is with --kind", 2),
         ("t.csv", "picture,caption\na,b\n", "no column 'image'", 2),
         ("t.csv", "image,caption\n", "nothing to build", 2),
         ("t.csv", "image,caption\na.png,b\n", "none of 1 rows", 1),
@@ -218,6 +203,35 @@ def test_goes_on_after_sigkill(tmp_path: Path) -> None:
     assert contents(out) == contents(tmp_path / "whole")
     assert all((out / name).stat().st_mtime_ns == when for name, when in kept.items())
     assert not list(out.glob(".*.part"))
+
+
+def test_a_picture_named_twice_is_two_samples(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture(1))
+    (tmp_path / "pairs.csv").write_text("image,caption\na.png,one\na.png,two\na.png,one\n")
+    assert main(["build", str(tmp_path / "pairs.csv"), "--out", str(tmp_path / "out")]) == 0
+    assert [members["txt"] for members in read(tmp_path / "out").values()] == [b"one", b"two", b"one"]
+
+
+def test_a_short_last_shard_that_grows_by_a_bad_row_is_written_again(tmp_path: Path) -> None:
+    source, out = folder_of_pairs(tmp_path / "in", 12), tmp_path / "out"
+    words = ["--shard-size", "5", "--max-bad-fraction", "0.5"]
+    assert main(["build", str(source), "--out", str(out), *words]) == 0
+    (source / "part1" / "9999.jpg").write_bytes(b"no image")
+    (source / "part1" / "9999.txt").write_text("words")
+    assert main(["build", str(source), "--out", str(out), *words]) == 0
+    assert main(["build", str(source), "--out", str(tmp_path / "fresh"), *words]) == 0
+    assert contents(out) == contents(tmp_path / "fresh")
+    assert json.loads((out / "build-report.json").read_text())["bad"] == 1
+
+
+def test_held_out_shards_go_when_nothing_is_held_out_any_more(tmp_path: Path) -> None:
+    source, out = folder_of_pairs(tmp_path / "in", 40), tmp_path / "out"
+    words = ["build", str(source), "--out", str(out)]
+    assert main([*words, "--validation-fraction", "0.3"]) == 0
+    assert list(out.glob("validation-*.tar"))
+    assert main(words) == 0
+    assert not list(out.glob("validation-*"))
+    assert len(read(out)) == 40
 
 
 def test_two_builds_at_once_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

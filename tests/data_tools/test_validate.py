@@ -10,6 +10,7 @@ from PIL import Image
 from data_tools.__main__ import main
 from pretrain.data import format as shards
 from pretrain.data import tokenizer
+from tests.data_tools import sets
 
 
 def image(width: int = 9, height: int = 7) -> bytes:
@@ -160,3 +161,65 @@ def test_tokenizer_of_shards_and_text(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "empty.txt").write_text("\n")
     assert main(["tokenizer", str(tmp_path / "empty.txt"), "--out", str(tmp_path / "x")]) == 2
     assert "holds no caption" in capsys.readouterr().err
+
+
+def test_near_duplicates_and_tokens(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    picture = sets.pixels(1, 200, 150)
+    write(tmp_path / "a.tar", {
+        "first": {"jpg": sets.encoded(picture), "txt": b"one two three"},
+        "other": {"jpg": sets.encoded(sets.pixels(2)), "txt": b"one"},
+    })  # fmt: skip
+    write(tmp_path / "b.tar", {"copy": {"jpg": sets.encoded(picture, quality=50), "txt": b"two"}})
+    tokenizer.train(["one two three four"], 520).save(tmp_path / "tokens")
+    words = ["--near-duplicates", "--tokenizer", str(tmp_path / "tokens"), "--context-length", "4"]
+    code, found = report(capsys, str(tmp_path), *words)
+    assert code == 0
+    alike = found["notes"]["picture that looks like an earlier one"]
+    assert alike == {"count": 1, "examples": ["b.tar/copy and a.tar/first"]}
+    tokens = dict(found["histograms"]["tokens a caption, start and end included"])
+    assert sum(tokens.values()) == 3
+    assert found["notes"]["caption longer than 4 tokens (its end is cut off)"]["count"] >= 1
+    assert main(["validate", str(tmp_path), "--tokenizer", str(tmp_path / "nowhere")]) == 2
+
+
+@pytest.mark.parametrize("options", [[], ["--decode", "--near-duplicates"]])
+def test_report_is_the_same_with_any_number_of_processes(
+    tmp_path: Path, capsys: pytest.CaptureFixture, options: list[str]
+) -> None:
+    sets.pairs(tmp_path, number=5)
+    sets.pairs(tmp_path, number=2, prefix="again", first=8)
+    (tmp_path / "train-00002.tar").write_bytes((tmp_path / "train-00002.tar").read_bytes()[:-3000])
+    reports = [report(capsys, str(tmp_path), "--workers", number, *options) for number in ("1", "3")]
+    assert reports[0] == reports[1]
+    assert reports[0][0] == 1
+
+
+def test_goes_on_after_sigkill(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    source, state = sets.pairs(tmp_path / "in", number=80), tmp_path / "state"
+    words = ["validate", str(source), "--state", str(state), "--near-duplicates", "--json"]
+    sets.kill_in_the_middle(words, state)
+    assert main(words) == 0
+    resumed = capsys.readouterr().out
+    assert not state.exists(), "what was kept is only for an interrupted run"
+    assert main(words) == 0
+    assert capsys.readouterr().out == resumed
+
+
+def test_names_and_captions_that_are_no_utf8(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    import tarfile
+
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        for name, data in (("\udcff.png", image()), ("\udcff.json", b'{"caption": "a \\ud800"}'), ("empty.txt", b"x")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    code, found = report(capsys, str(tmp_path))
+    assert code == 1
+    assert found["problems"]["caption holds half a surrogate pair, which is no text"]["count"] == 1
+    assert main(["validate", str(tmp_path)]) == 1
+    assert "\\udcff" in capsys.readouterr().out
+    for command in ("dedup", "filter"):
+        words = ["--min-words", "1"] if command == "filter" else []
+        assert main([command, str(tmp_path), "--out", str(tmp_path / command), "--report-only", *words]) == 0
+    assert main(["reshard", str(tmp_path), "--out", str(tmp_path / "out"), "--shuffle", "1"]) == 0
+    assert main(["stats", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0

@@ -1,17 +1,36 @@
 """Whole pretraining runs as functions that a pool of ranks can call."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import torch
 
 from pretrain import config, main
+from pretrain.batch import Batch
+from pretrain.data.loader import Loader
 from pretrain.recipe import Recipe
 
 
 def pretrain(file: Path, *words: str) -> int:
     """Run pretraining on this rank as pretrain/main.py would; return its exit code."""
     return main.train(config.load(Recipe, file, words), torch.device("cpu"))
+
+
+def pretrain_and_tell(file: Path, *words: str) -> list[list[tuple[str, int]]]:
+    """Pretrain on this rank; return (key, draw) of the rows of every batch that it has trained on."""
+    seen = []
+    iterate = Loader.iterate
+
+    def telling(loader: Loader, start: int = 0) -> Iterator[Batch]:
+        for batch in iterate(loader, start):
+            seen.append(list(zip(batch.keys, batch.draw_B.tolist())))
+            yield batch
+
+    with mock.patch.object(Loader, "iterate", telling):
+        assert pretrain(file, *words) == 0
+    return seen
 
 
 def losses(run: Path) -> dict[int, float]:

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 from pretrain.batch import Example, Record
 from pretrain.config import ConfigError, Section, build
-from pretrain.data.decode import IMAGES, MAX_PIXELS, BadSample, Pixels, decode_image, decode_json
+from pretrain.data.decode import IMAGES, MAX_PIXELS, BadSample, decode_json
+from pretrain.data.picture import Picture
 from pretrain.registry import find
 
 PACKAGE = "pretrain.data.readers"
@@ -34,21 +35,16 @@ class Reader(ABC):
             BadSample: a member is missing, broken or empty.
         """
 
-    def image(self, record: Record, names: tuple[str, ...] = IMAGES) -> Pixels:
-        """Return the first image member among `names`, uint8 [H, W, 3]."""
+    def image(self, record: Record, names: tuple[str, ...] = IMAGES) -> Picture:
+        """Return the first image member among `names`; nothing of it is decoded before it is asked for."""
         name = next((name for name in names if name in record.fields), None)
         if name is None:
             raise BadSample(f"no image member; it has {', '.join(record.fields) or 'none at all'}")
-        return decode_image(record.fields[name], max_pixels=self.max_pixels)
+        return Picture(record.fields[name], max_pixels=self.max_pixels)
 
-    def pictures(self, record: Record, names: Sequence[str] | None) -> list[Pixels]:
+    def pictures(self, record: Record, names: Sequence[str] | None) -> list[Picture]:
         """Return the image as a list; an empty one where the config names no extensions."""
         return [] if names is None else [self.image(record, tuple(names))]
-
-    def size(self, picture: Pixels) -> tuple[int, int]:
-        """Return width and height of an upright picture."""
-        height, width = picture.shape[:2]
-        return width, height
 
     def meta(self, record: Record) -> dict[str, Any]:
         """Return the json member, or an empty dict where there is none."""

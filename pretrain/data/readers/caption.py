@@ -43,9 +43,9 @@ class Reader(base.Reader):
             several = found if isinstance(found, list) else [found]
             texts = [fields.text(one, f"caption in {source}") for one in several if str(one).strip()]
             meta = {**meta, "captions": [fields.fill(template, one) for one in dict.fromkeys(texts)]}
-        image_HWC = self.image(record, tuple(self.config.image))
+        picture = self.image(record, tuple(self.config.image))
         return Example(
-            record.key, [image_HWC], suffix=caption, group=group, meta=meta, draw=record.draw, shard=record.shard
+            record.key, [picture], suffix=caption, group=group, meta=meta, draw=record.draw, shard=record.shard
         )
 
 

@@ -63,7 +63,7 @@ class Reader(base.Reader):
         found, source = fields.first(record, meta, config.boxes, "box")
         picture = self.image(record, tuple(config.image))
         declared = (fields.lookup(record, meta, config.width), fields.lookup(record, meta, config.height))
-        size = reference(declared, self.size(picture))
+        size = reference(declared, picture.size)
         boxes_K4 = normalised(found, f"box in {source}", size, layout=config.layout, unit=config.unit)
         locate = config.direction == "locate"
         prefix = fields.fill(config.prompt or "{}", words) if locate else config.prompt or ""

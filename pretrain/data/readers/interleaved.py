@@ -21,7 +21,8 @@ from pydantic import Field
 from pretrain.batch import Example, Record
 from pretrain.config import Section
 from pretrain.data import fields
-from pretrain.data.decode import BadSample, Pixels
+from pretrain.data.decode import BadSample
+from pretrain.data.picture import Picture
 from pretrain.data.readers import base
 
 
@@ -122,7 +123,7 @@ class Reader(base.Reader):
         end = places[first + self.config.max_images] if first < spare else len(pieces)
         return pieces[begin:end]
 
-    def _picture(self, record: Record, picture: str | bytes) -> Pixels:
+    def _picture(self, record: Record, picture: str | bytes) -> Picture:
         if isinstance(picture, bytes):
             return self.image(replace(record, fields={"base64": picture}), ("base64",))
         if picture not in record.fields:

@@ -16,8 +16,9 @@ from pretrain.data import synthetic
 from pretrain.data.compose import Composer
 from pretrain.data.format import ShardError, ShardWriter
 from pretrain.data.loader import Config, Loader, scan
+from pretrain.data.picture import Picture
 from pretrain.data.tokenizer import Tokenizer, train
-from pretrain.data.transforms import Augment, Transform
+from pretrain.data.transforms import Augment, Transform, generator
 
 AUGMENT = Augment(scale=(0.5, 1.0), flip=0.5)
 BATCH = 12  # 30 samples: every third batch straddles two epochs
@@ -91,6 +92,24 @@ def test_ranks_do_not_matter(shards, tokenizer, expected, world):
             assert torch.equal(got, whole.tensors()[name]), name
         texts = [row[:n].tolist() for p in slices for row, n in zip(p.tokens_BT, p.valid_BT.sum(1))]
         assert texts == [row[:n].tolist() for row, n in zip(whole.tokens_BT, whole.valid_BT.sum(1))]
+
+
+def test_pictures_travel_as_bytes_with_channels_last(shards, tokenizer, expected):
+    for batch in (expected[0], take(make(shards, tokenizer, workers=1), 1)[0]):
+        image_NCHW = batch.image_NCHW
+        assert image_NCHW.dtype == torch.uint8 and image_NCHW.shape == (BATCH, 3, 8, 8)
+        assert image_NCHW.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("decode", ["exact", "fast"])
+def test_decode_is_what_the_transform_does(shards, tokenizer, decode):
+    loader = make(shards, tokenizer, decode=decode)
+    batch = take(loader, 1)[0]
+    for number, place in enumerate(loader.order.rows(0)):
+        record = loader.sources[place.source].store.read(place)
+        rng = generator(record.draw)
+        view = Transform(8).train(Picture(record.fields["png"]), AUGMENT, rng, exact=decode == "exact")
+        assert torch.equal(batch.image_NCHW[number].permute(1, 2, 0), torch.tensor(view))
 
 
 def test_a_moved_folder_gives_the_same_draws(shards, tokenizer, expected, tmp_path):
@@ -197,6 +216,13 @@ def test_bad_samples_are_left_out_of_evaluation(tokenizer, tmp_path):
     assert len(keys) == 14 and not set(keys) & set(REASONS)
     assert sorted(line["key"] for b in batches for line in b.bad) == sorted(REASONS)
     assert {len(b) for b in batches} == {2}
+
+
+def test_without_copies_a_batch_may_be_empty(tokenizer, tmp_path):
+    batches = pass_over(spoil(tmp_path, BAD), tokenizer, batch_size=2, filled=False)
+    assert [key for batch in batches for key in batch.keys] == [f"{n:03d}" for n in range(20) if n not in BAD]
+    assert {batch.filler for batch in batches} == {0} and [len(batch) for batch in batches].count(0) == 2
+    assert sorted(line["key"] for b in batches for line in b.bad) == sorted(REASONS)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

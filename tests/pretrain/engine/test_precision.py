@@ -54,6 +54,27 @@ def test_an_overflow_on_one_rank_skips_the_step_on_all(ranks, stage):
     ranks.run(2, overflow, stage)
 
 
+def infinite_in_one_place(stage: int) -> None:
+    """In fp32 one parameter's gradient is infinite: at stages 1 to 3 only some ranks hold it."""
+    made = engine(stage, "fp32")
+    try:
+        before = [f.weight.clone() for f in made.fragments()]
+        hook = made.module.scale.register_hook(lambda grad: grad * float("inf"))
+        made.backward(made([batch(0, dist.rank(), dist.world())])[0])
+        assert made.step(0.1) == float("inf") and made.optimizer_step() == 0
+        assert all(torch.equal(a, f.weight) for a, f in zip(before, made.fragments()))
+        hook.remove()
+        made.backward(made([batch(0, dist.rank(), dist.world())])[0])
+        assert 0 < made.step(0.1) < 100 and made.optimizer_step() == 1
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_an_infinite_gradient_in_fp32_skips_the_step_on_all(ranks, stage):
+    ranks.run(2, infinite_in_one_place, stage)
+
+
 def half_losses(stage: int, precision: str) -> list[float]:
     from tests.pretrain.engine.test_zero import losses_of
 

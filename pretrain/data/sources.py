@@ -1,0 +1,89 @@
+"""Where samples come from: shards and the reader that understands them, one data set or several."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from pydantic import Field
+
+from pretrain.config import ConfigError, Section
+from pretrain.data import index
+from pretrain.data.decode import MAX_PIXELS
+from pretrain.data.readers import base
+from pretrain.data.remote import Access
+from pretrain.data.shards import Store
+from pretrain.dist import hash64
+
+
+class Config(Section):
+    """One entry of `data.blend`."""
+
+    shards: str | list[str]  #: as data.shards
+    weight: float | None = Field(default=None, gt=0)  #: share of samples or batches; none: its number of samples
+    reader: dict[str, dict[str, Any]] | None = None  #: none: data.reader
+    name: str = ""  #: in quarantine.jsonl; none: its place in the list, from 0
+
+
+class Source(NamedTuple):
+    """An open data set."""
+
+    name: str  #: empty where it is the only one
+    store: Store
+    reader: base.Reader
+
+
+def check(blend: Sequence[Config]) -> None:
+    """Refuse entries that contradict each other.
+
+    Raises:
+        ValueError: some weights are given and some are not, or two entries share a name.
+    """
+    if len({source.weight is None for source in blend}) > 1:
+        raise ValueError("give a weight to each source or to none (none: in proportion to their samples)")
+    names = [name_of(source, number) for number, source in enumerate(blend)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"two sources are called {twice!r}; give each a name of its own")
+
+
+def name_of(source: Config, number: int) -> str:
+    """Return what reports call entry `number` of a blend."""
+    return source.name or str(number)
+
+
+def one(
+    shards: str | list[str],
+    reader: dict[str, Any],
+    *,
+    seed: int,
+    max_pixels: int = MAX_PIXELS,
+    access: Access | None = None,
+) -> Source:
+    """Return a data set that is the only one.
+
+    Raises:
+        ConfigError: a bad pattern or reader.
+        ShardError: a shard that cannot be used.
+    """
+    made = base.make(reader, max_pixels=max_pixels)
+    return Source("", Store(index.resolve(shards, access), seed=seed), made)
+
+
+def several(
+    blend: Sequence[Config], reader: dict[str, Any], *, seed: int, max_pixels: int, access: Access | None = None
+) -> list[Source]:
+    """Return the data sets of a blend; each draws from a seed of its own, so that equal ones are not in step.
+
+    Raises:
+        ConfigError: a bad pattern or reader; the message names the source.
+        ShardError: a shard that cannot be used.
+    """
+    out = []
+    for number, section in enumerate(blend):
+        name = name_of(section, number)
+        own = hash64(seed, "source", number)
+        try:
+            made = one(section.shards, section.reader or reader, seed=own, max_pixels=max_pixels, access=access)
+        except ConfigError as error:
+            raise ConfigError(f"data.blend, source {name!r}: {error}") from None
+        out.append(made._replace(name=name))
+    return out

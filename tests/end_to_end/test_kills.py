@@ -1,0 +1,82 @@
+"""kill -9 under the shipped demo config: one rank dies at a random step, the same command goes on, nothing differs.
+
+On the real data where `make demo` has built it, otherwise on made-up shapes with a tiny model; a line says which.
+"""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from tests.end_to_end.jobs import losses
+from tests.end_to_end.test_pretrain import ROOT, launch, ranks_of, weights
+
+DEMO = ROOT / "pretrain" / "configs" / "clip_iconcaps.yaml"
+STEPS, EVERY = 24, 6
+
+
+@pytest.fixture
+def config(tmp_path: Path, capsys: pytest.CaptureFixture) -> Path:
+    """Return the demo config, or a tiny one where the demo's data has not been built."""
+    built = (ROOT / "data" / "iconcaps" / "dataset.json").exists()
+    path = DEMO if built else tiny.config_file(tmp_path)
+    with capsys.disabled():
+        print(f"\nkills: {'the demo config on IconCaps' if built else 'no data/iconcaps here, a tiny config'}")
+    return path
+
+
+def steps_done(run: Path) -> int:
+    """Return the last step that the run has reported: one line a step."""
+    file = run / "metrics.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+@pytest.mark.slow
+def test_a_rank_killed_at_a_random_step_changes_nothing(config: Path, tmp_path: Path) -> None:
+    words = (
+        f"run.dir={tmp_path / 'runs'}", f"train.steps={STEPS}", f"checkpoint.every_steps={EVERY}",
+        "checkpoint.keep_last=9", "monitor.log_every=1", "data.workers=1", "evals={}",
+    )  # fmt: skip
+    whole = launch(config, "run.name=whole", *words)
+    output = whole.communicate(timeout=400)[0]
+    assert whole.returncode == 0, output
+    rng = random.Random(20)
+    step, victim = rng.randint(EVERY + 1, STEPS - 2), rng.randint(0, 1)
+    broken = launch(config, "run.name=broken", *words)
+    run = tmp_path / "runs" / "broken"
+    deadline = time.monotonic() + 300
+    while steps_done(run) < step:
+        assert broken.poll() is None and time.monotonic() < deadline, broken.stdout.read()
+        time.sleep(0.01)
+    trainers = [pid for pid in ranks_of(broken, "broken") if is_rank(pid, victim)]  # and its worker, a fork of it
+    os.kill(min(trainers), signal.SIGKILL)
+    assert broken.wait(timeout=100) != 0
+    assert steps_done(run) < STEPS, "the kill came after the end"
+    gone_by(trainers, time.monotonic() + 20)
+    again = launch(config, "run.name=broken", *words)
+    output = again.communicate(timeout=400)[0]
+    assert again.returncode == 0, output
+    assert "resumed from" in output
+    theirs, ours = weights(tmp_path / "runs" / "whole"), weights(run)
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+    assert losses(run) == losses(tmp_path / "runs" / "whole")
+
+
+def is_rank(pid: int, rank: int) -> bool:
+    """Return whether a process trains as this rank, or works for it."""
+    try:
+        return f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+def gone_by(pids: list[int], deadline: float) -> None:
+    """Wait until processes have ended; workers notice within seconds that their rank is dead."""
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline, f"still there: {pids}"
+        time.sleep(0.1)
