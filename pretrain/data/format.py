@@ -353,8 +353,9 @@ def parse_manifest(data: bytes, where: object) -> dict[str, Any]:
         if tree["version"] != VERSION:
             raise ValueError(f"version {tree['version']!r}, expected {VERSION}")
         for name, counts in tree["shards"].items():
-            if not all(type(counts[what]) is int for what in ("samples", "bytes")):
-                raise ValueError(f"no numbers for {name!r}")
+            samples, length = counts["samples"], counts["bytes"]
+            if type(samples) is not int or type(length) is not int or not 0 <= samples <= length // tarfile.BLOCKSIZE:
+                raise ValueError(f"{name!r} cannot hold {samples!r} samples in {length!r} bytes")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ShardError(
             f"{where}: not a readable manifest ({error!r:.200}); run `python -m data_tools index`"

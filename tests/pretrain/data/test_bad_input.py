@@ -362,6 +362,11 @@ def manifest_without_sense(path: Path) -> None:
     (path.parent / "dataset.json").write_text('{"version": 1, "shards": {"bad.tar": 5}}')
 
 
+def manifest_of_too_much(path: Path) -> None:
+    tar(path, MEMBERS)
+    format.write_manifest(path.parent, {path.name: (2**80, path.stat().st_size)}, {})
+
+
 WHOLE: list[tuple[Callable[[Path], None], str]] = [
     (cut_within, "not a readable tar .*reading stopped at byte"),
     (cut_between, "without the mark of an archive's end: it was cut off"),
@@ -380,6 +385,7 @@ WHOLE: list[tuple[Callable[[Path], None], str]] = [
     (index_beyond_the_end, "lie outside the tar|which it is not"),
     (index_of_no_place, "line 3 is not readable"),
     (manifest_of_another, "dataset.json says 7"),
+    (manifest_of_too_much, "cannot hold 1208925819614629174706176 samples"),
     (manifest_without_sense, "dataset.json: not a readable manifest"),
 ]
 
