@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from data_tools import _img2dataset, _progress, _urls
+from data_tools._cache import cache_folder
 from data_tools._folder import claim
-from data_tools._npm import cache_folder
 from data_tools._pairs import source_of
 from data_tools.sources.base import Options
 from pretrain.config import ConfigError

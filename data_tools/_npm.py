@@ -29,14 +29,6 @@ class Package(NamedTuple):
         return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
 
 
-def cache_folder() -> Path:
-    """Return where downloads are kept: DIPTYCH_CACHE, else the user's cache folder; never inside a clone."""
-    if os.environ.get("DIPTYCH_CACHE"):
-        return Path(os.environ["DIPTYCH_CACHE"]).expanduser()
-    home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or "~/.cache"
-    return Path(home).expanduser() / "diptych" / "downloads"
-
-
 def fetch(packages: Sequence[Package], cache: Path) -> dict[Package, Path]:
     """Return the tarball of every package; those that lie whole in the cache are not fetched again.
 

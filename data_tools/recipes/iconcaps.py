@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from data_tools import _npm, _progress
 from data_tools._arguments import positive
+from data_tools._cache import cache_folder
 from data_tools._folder import claim
 from data_tools.recipes import _sheet
 from data_tools.recipes._draw import OVERSAMPLE, render_all
@@ -65,7 +66,7 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
 
 def build(args: argparse.Namespace) -> int:
     """Fetch, draw, split and write; what is there already is kept."""
-    cache = args.cache or _npm.cache_folder()
+    cache = args.cache or cache_folder()
     paths = _npm.fetch([NAMES, *(style.package for style in STYLES)], cache)
     concepts = read_concepts(paths[NAMES])
     drawings = {style.name: read_drawings(style, paths[style.package], concepts) for style in STYLES}

@@ -24,8 +24,8 @@ from xml.etree import ElementTree
 
 from data_tools import _deb, _progress
 from data_tools._arguments import fraction, positive
+from data_tools._cache import cache_folder
 from data_tools._folder import claim
-from data_tools._npm import cache_folder
 from data_tools.recipes._draw import OVERSAMPLE
 from data_tools.recipes._draw_each import Studio
 from pretrain.data import format as shards

@@ -15,6 +15,7 @@ from PIL import Image
 
 from data_tools import _npm
 from data_tools.__main__ import main
+from data_tools._cache import cache_folder
 from data_tools.recipes import iconcaps
 from data_tools.recipes._draw import render
 from data_tools.recipes._emoji import NAMES, STYLES, Concept, match, slugs
@@ -231,10 +232,10 @@ def test_npm_that_works_fills_the_cache(tmp_path: Path, monkeypatch) -> None:
 
 def test_cache_is_named_by_the_environment(monkeypatch) -> None:
     monkeypatch.setenv("DIPTYCH_CACHE", "/somewhere")
-    assert _npm.cache_folder() == Path("/somewhere")
+    assert cache_folder() == Path("/somewhere")
     monkeypatch.delenv("DIPTYCH_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
-    assert _npm.cache_folder() == Path("/caches/diptych/downloads")
+    assert cache_folder() == Path("/caches/diptych/downloads")
 
 
 def test_matching_prefers_the_strict_form() -> None:
