@@ -40,15 +40,13 @@ def opened(paths: Sequence[Path], *, state: Path, engine: _engine.Engine) -> lis
 
 def scanned(path: Path) -> bytes:
     """Return what the index of a shard would hold."""
-    return shards.index_bytes(path, _scan.scan(path))
+    return shards.index_bytes(path.stat().st_size, _scan.scan(path))
 
 
 def _lines(path: Path, index: bytes | None) -> list[bytes]:
     data = shards.index_path(path).read_bytes() if index is None else index
-    head, *lines = data.removesuffix(b"\n").split(b"\n")
-    shards.read_head(head, path)
-    shards.check_rows(data, path)
-    return lines
+    shards.check_index(data, path, path.stat().st_size)
+    return data.removesuffix(b"\n").split(b"\n")[1:]
 
 
 def all_rows(source: Sequence[Shard]) -> Rows:

@@ -236,7 +236,11 @@ def test_command_line(folders, tmp_path, capsys):
     for words, code, message in (
         ([source, str(tmp_path / "other"), "--format", "hf"], 2, "CLIPModel holds only"),
         ([str(tmp_path), str(tmp_path / "other"), "--format", "hf"], 2, "not a folder of a model that we know"),
-        ([source, str(tmp_path / "other"), "--format", "diptych", "--pairs", "none.tar"], 2, "no such file"),
+        (
+            [source, str(tmp_path / "other"), "--format", "diptych", "--pairs", "none.tar"],
+            2,
+            "shard none.tar: cannot be read (No such file or directory)",
+        ),
         ([source, str(tmp_path / "other"), "--format", "diptych", "--step", "3"], 2, "is not a run folder"),
         ([source, str(shard / "other"), "--format", "diptych"], 1, "nothing was kept"),
     ):

@@ -68,6 +68,7 @@ def kill_often(folder: Path, make_loader, *, kills: int, steps: int, seed: int) 
     assert len(set(expected)) == len(expected)
 
 
+@pytest.mark.slow
 def test_killed_loaders_go_on_exactly(blend, tokenizer, tmp_path):
     kill_often(tmp_path, functools.partial(make, [], tokenizer, blend=blend), kills=4, steps=24, seed=0)
 
