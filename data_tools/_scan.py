@@ -48,7 +48,7 @@ def _walk(data: mmap.mmap, size: int) -> list[shards.Entry] | None:
         kind = _plain(head)
         if kind is None:
             return None
-        length = int(head[124:135], 8) if kind in FILE else 0
+        length = int(head[124:135].strip(b"\0 "), 8) if kind in FILE else 0
         start, at = at + BLOCK, at + BLOCK + -(-length // BLOCK) * BLOCK
         if at > size:
             return None
@@ -70,9 +70,12 @@ def _plain(head: bytes) -> int | None:
     kind = head[156] if len(head) == BLOCK else -1
     if head[257:262] != b"ustar" or not (kind in FILE or kind == FOLDER) or head[124] & 128:
         return None
+    told_digits, length_digits = head[148:156].strip(b"\0 "), head[124:135].strip(b"\0 ")
+    if not (told_digits.isdigit() and length_digits.isdigit()):  # int() would take a sign, and a tar run backwards
+        return None
     try:
-        told = int(head[148:156].strip(b"\0 "), 8)
-        int(head[124:135], 8)
+        told = int(told_digits, 8)
+        int(length_digits, 8)
     except ValueError:
         return None
     odd = (head[345] and head[257:265] != POSIX) or (head[:100].partition(b"\0")[0].endswith(b"/") and kind != FOLDER)

@@ -11,12 +11,12 @@ Examples:
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from data_tools import _engine, _inputs
 from data_tools._arguments import fraction, positive
+from data_tools._cache import cache_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,8 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 def state_folder(name: str) -> Path:
     """Return where a command without output folder keeps what it knows until it is done."""
-    home = os.environ.get("DIPTYCH_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "diptych")
-    return Path(home).expanduser() / "unfinished" / name[:24]
+    return cache_folder() / "unfinished" / name[:24]
 
 
 def as_text(report: dict[str, Any]) -> str:

@@ -179,7 +179,7 @@ class Cache:
         files: list[tuple[int, int, str]] = []
         held = 0
         for entry in os.scandir(self.folder):
-            if entry.name.startswith(".") or entry.path == str(instead_of):
+            if entry.name.startswith(".") or entry.path == str(instead_of) or not entry.is_file(follow_symlinks=False):
                 continue
             status = entry.stat()
             if not entry.name.endswith(PART):

@@ -116,12 +116,12 @@ class Depot:
 
 
 def folder(access: Access) -> Path:
-    """Return where downloads are kept."""
+    """Return where downloads are kept: a folder of their own, as what lies there is removed to make room."""
     if access.cache_dir is not None:
-        return Path(access.cache_dir).expanduser()
+        return Path(access.cache_dir).expanduser() / "diptych-shards"
     given = os.environ.get(FOLDER)
     if given:
-        return Path(given)
+        return Path(given).expanduser() / "shards"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diptych" / "shards"
 
 

@@ -34,7 +34,9 @@ def expand(shards: str | list[str], access: Access | None = None) -> list[Path |
         raise ConfigError("data.shards: names no shard; write e.g. icons/train-{00000..00011}.tar")
     if len(set(names)) < len(names):
         twice = next(name for name in set(names) if names.count(name) > 1)
-        raise ConfigError(f"data.shards: {twice!r} is named twice; each sample comes once an epoch, name it once")
+        raise ConfigError(
+            f"data.shards: {remote.shown(twice)!r} is named twice; each sample comes once an epoch, name it once"
+        )
     return [_one(name, access) for name in names]
 
 
@@ -52,12 +54,12 @@ def _braces(word: str) -> list[str]:
         return list(braceexpand(word if remote.scheme(word) else os.path.expanduser(word)))
     except ValueError as error:
         raise ConfigError(
-            f"data.shards: {word!r} has broken braces ({error}); write train-{{00000..00011}}.tar"
+            f"data.shards: {remote.shown(word)!r} has broken braces ({error}); write train-{{00000..00011}}.tar"
         ) from None
 
 
 def _listed(name: str, access: Access) -> list[str]:
-    where = _one(os.path.expanduser(name), access)
+    where, name = _one(os.path.expanduser(name), access), remote.shown(name)
     if isinstance(where, Path):
         try:
             data = where.read_bytes()

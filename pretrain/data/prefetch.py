@@ -52,7 +52,7 @@ class Prefetch:
             self._owner = 0
             self._reset()
         with self._change:
-            if not self._last <= batch <= self._last + LOOKS[0][1]:  # the first call, or a jump
+            if not self._last <= batch <= self._last + LOOKS[-1][1]:  # the first call, or a jump; workers take turns
                 self._next = [batch for _ in LOOKS]
                 self._wanted.clear()
                 self._ready.clear()

@@ -57,8 +57,11 @@ class Url:
     @cached_property
     def shown(self) -> str:
         """The URL without what is secret."""
-        if self.scheme not in http.SCHEMES:
-            return self.text
+        if self.scheme in pipe.SCHEMES:  # a command may carry a token anywhere: its program and what it fetches
+            program = self.text.partition(":")[2].split()
+            return f"pipe:{' '.join(program[:1])} ... {self.name}"
+        if "::" in self.text:
+            return "::".join(Url(link).shown for link in self.text.split("::"))
         parts = urlsplit(self.text)
         query = [(k, "..." if _SECRET.search(k) else v) for k, v in parse_qsl(parts.query, keep_blank_values=True)]
         host = parts.netloc.rpartition("@")[2]
@@ -74,7 +77,8 @@ class Url:
         """The shard's base name: equal to the local file's, so that a data set that moved gives the same draws."""
         if self.scheme in pipe.SCHEMES:
             found = re.findall(r"[^\s/\"'=;|&<>()]+\.tar\b", self.text)
-            return str(found[-1]) if found else self.text
+            digest = hashlib.blake2b(self.text.encode(), digest_size=8).hexdigest()
+            return str(found[-1]) if found else digest
         path = unquote(urlsplit(self.text).path) if self.scheme in http.SCHEMES else self.text
         return path.rpartition("/")[2]
 
@@ -99,6 +103,11 @@ def scheme(word: str) -> str:
     return found[1].lower() if found else ""
 
 
+def shown(word: str) -> str:
+    """Return a path, URL or command as a message may show it."""
+    return Url(word).shown if scheme(word) else word
+
+
 def url(word: str, *, allow_pipe: bool) -> Url:
     """Return a word that has a scheme as a Url.
 
@@ -109,7 +118,7 @@ def url(word: str, *, allow_pipe: bool) -> Url:
     runs = kind in pipe.SCHEMES or "::" in word or kind in INDIRECT
     if runs and not allow_pipe:
         raise ConfigError(
-            f"data.shards: {word!r} is a pipe or a chain of URLs, which may run programs on this machine; "
+            f"data.shards: {shown(word)!r} is a pipe or a chain of URLs, which may run programs on this machine; "
             "if you wrote it yourself and mean it, set data.allow_pipe=true"
         )
     if kind not in (*pipe.SCHEMES, *http.SCHEMES):
@@ -117,7 +126,7 @@ def url(word: str, *, allow_pipe: bool) -> Url:
             link_kind = scheme(link) or link
             if link_kind not in filesystem.schemes():
                 raise ConfigError(
-                    f"data.shards: {word!r} starts with {link_kind!r}, which is no scheme that can be read; "
+                    f"data.shards: {shown(word)!r} starts with {link_kind!r}, which is no scheme that can be read; "
                     "known are http, https, s3, gs, az, hf, sftp and whatever else fsspec knows"
                 )
             filesystem.check(link_kind)

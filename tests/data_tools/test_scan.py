@@ -150,3 +150,13 @@ def test_too_many_pixels_are_refused_from_the_header() -> None:
     data[at + 5 : at + 9] = b"\xff\xff\xff\xff"
     with pytest.raises(DecodeError, match="too many pixels"):
         _header.header_of(lambda at, number: bytes(data[at : at + number]), len(data))
+
+
+def test_a_size_with_a_sign_does_not_lead_backwards(tmp_path: Path) -> None:
+    path = tar(tmp_path / "a.tar", ["a.jpg", "b.jpg"])
+    data = bytearray(path.read_bytes())
+    data[124:136] = b"-0000001000\0"
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    path.write_bytes(data)
+    assert outcome(_scan.scan, path) == outcome(shards.scan, path)

@@ -69,7 +69,7 @@ def _get(url: str, headers: dict[str, str]) -> requests.Response:
         kind = base.Refused if "CERTIFICATE_VERIFY_FAILED" in str(error) else base.Broken
         raise kind(f"no trusted connection ({_root(error)})") from None
     except (requests.exceptions.InvalidURL, requests.exceptions.TooManyRedirects, ValueError) as error:
-        raise base.Refused(str(error)) from None
+        raise base.Refused(f"the URL or its redirects cannot be followed ({type(error).__name__})") from None
     except requests.exceptions.ConnectTimeout:
         raise base.Broken(f"no connection within {base.CONNECT_SECONDS} s") from None
     except requests.exceptions.ReadTimeout:

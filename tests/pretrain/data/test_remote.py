@@ -82,10 +82,10 @@ def expected(folder, tokenizer, tmp_path_factory) -> list[dict]:
 def test_same_batches_as_from_disk(server, tokenizer, expected, tmp_path, workers, ranges):
     options = {"workers": workers, "range_reads": ranges}
     assert equal(batches(f"{server.url}/{NAMES}", tokenizer, tmp_path, **options), expected)
-    assert bool(list(tmp_path.glob("*.tar"))) is not ranges
+    assert bool(list(tmp_path.rglob("*.tar"))) is not ranges
     assert len(server.gets("dataset.json")) == 1
     assert len(set(server.gets(".idx"))) == 3
-    assert len(list(tmp_path.glob("*.idx"))) == 3
+    assert len(list(tmp_path.rglob("*.idx"))) == 3
     asked = len(server.gets(".tar"))
     assert asked == 3 or ranges
     assert equal(batches(f"{server.url}/{NAMES}", tokenizer, tmp_path, **options), expected)
@@ -127,7 +127,7 @@ def test_faults_that_heal(server, tokenizer, expected, tmp_path, fault, ranges):
         server.spoil(fault, path="00001.tar", times=1)
     got = batches(f"{server.url}/{NAMES}", tokenizer, tmp_path, range_reads=ranges)
     assert equal(got, expected)
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_a_broken_download_goes_on_where_it_broke(server, folder, tmp_path):
@@ -172,7 +172,7 @@ def test_what_does_not_heal_stops_the_run(folder, tokenizer, tmp_path, fault, re
         server.spoil(fault, path="00001.tar", times=1000)
         with pytest.raises(ShardError, match=rf"^shard http://.*00001\.tar: {reason}.*gave up after \d+ tries, .*"):
             batches(f"{server.url}/{NAMES}", tokenizer, tmp_path, retry_seconds=0.3)
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_no_server(tmp_path):
@@ -372,7 +372,7 @@ def test_shards_are_fetched_before_they_are_needed(folder, tmp_path):
         for place in places(0):
             store.read(place)
         deadline = time.monotonic() + 10
-        while len(list((tmp_path / "c").glob("*.tar"))) < 5 and time.monotonic() < deadline:
+        while len(list((tmp_path / "c").rglob("*.tar"))) < 5 and time.monotonic() < deadline:
             time.sleep(0.02)
         time.sleep(0.2)
         asked = {line.split()[1] for line in server.gets(".tar")}
@@ -402,3 +402,26 @@ def test_format_is_the_same_everywhere(server, folder, tmp_path):
     depot = Depot(Access(cache_dir=str(tmp_path)))
     (made,) = (depot._made(Url(f"{server.url}/shapes-00000.tar"), None),)
     assert made == format.index_path(folder / "shapes-00000.tar").read_bytes()
+
+
+def test_what_is_secret_in_a_url_is_not_shown() -> None:
+    for text, shown in (
+        ("sftp://me:pw@host/a.tar", "sftp://host/a.tar"),
+        ("s3://bucket/a.tar?versionId=7&X-Token=abc", "s3://bucket/a.tar?versionId=7&X-Token=..."),
+        ("pipe:curl -H 'Authorization: abc' https://host/a.tar", "pipe:curl ... a.tar"),
+        ("simplecache::https://me:pw@host/a.tar", "simplecache::https://host/a.tar"),
+    ):
+        assert str(Url(text)) == shown
+        with pytest.raises(ConfigError) as error:
+            index.expand([text, text])
+        assert "abc" not in str(error.value) and "pw" not in str(error.value)
+
+
+def test_nothing_that_lies_beside_the_cache_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"x" * 1000)
+    depot = Depot(Access(cache_dir=str(tmp_path), cache_gb=5e-6))
+    (depot.cache.folder / "folder").mkdir()
+    for name in "abc":
+        depot.cache.open(name, 2000, lambda part: part.write(b"y" * 2000)).close()
+    assert (tmp_path / "photo.jpg").exists() and (depot.cache.folder / "folder").is_dir()
+    assert not (depot.cache.folder / "a").exists() and (depot.cache.folder / "c").exists()

@@ -95,7 +95,7 @@ def expected(folder, tokenizer, tmp_path_factory) -> list[dict]:
 @pytest.mark.parametrize("ranges", [False, True])
 def test_same_batches_as_from_disk(server, tokenizer, expected, tmp_path, workers, ranges):
     assert equal(batches(NAMES, tokenizer, tmp_path, workers=workers, range_reads=ranges), expected)
-    assert len(list(tmp_path.glob("*.tar"))) == (0 if ranges else 3)
+    assert len(list(tmp_path.rglob("*.tar"))) == (0 if ranges else 3)
 
 
 @pytest.mark.parametrize("ranges", [False, True])
