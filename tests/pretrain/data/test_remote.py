@@ -252,6 +252,7 @@ def test_loaders_killed_while_they_download(server, folder, tokenizer, expected,
     """Their workers are left to themselves for a while; the bound holds, and the next run is none the wiser."""
     largest = max(path.stat().st_size for path in folder.glob("*.tar"))
     limit, highest = 2 * largest + 4000, 0
+    cache = tmp_path / "diptych-shards"
     server.pause = 0.05
     for moment in (0.2, 0.4, 0.7, 1.1):
         args = (f"{server.url}/{NAMES}", tokenizer, tmp_path)
@@ -259,9 +260,9 @@ def test_loaders_killed_while_they_download(server, folder, tokenizer, expected,
         process.start()
         begin = time.monotonic()
         while time.monotonic() - begin < moment:
-            if tmp_path.joinpath(".lock").exists():
-                with locks.locked(tmp_path / ".lock"):
-                    highest = max(highest, sum(entry.stat().st_size for entry in os.scandir(tmp_path)))
+            if cache.joinpath(".lock").exists():
+                with locks.locked(cache / ".lock"):
+                    highest = max(highest, sum(entry.stat().st_size for entry in os.scandir(cache)))
             time.sleep(0.002)
         process.kill()
         process.join()
