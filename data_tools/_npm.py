@@ -1,20 +1,15 @@
 """Fetch packages of the npm registry into a cache, without installing them or running their scripts."""
 
 import gzip
-import os
 import shutil
-import subprocess
 import tarfile
-import tempfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from data_tools import _progress
+from data_tools import _client, _progress
 from pretrain.data.format import ShardError
-
-PATIENCE_S = 900  # for one package; the largest has 16 MB
 
 
 class Package(NamedTuple):
@@ -65,25 +60,8 @@ def is_whole(path: Path) -> bool:
 
 
 def _pack(package: Package, cache: Path) -> None:
-    """Fetch one package next to the cache and give it its name there only when it is whole."""
     spec = f"{package.name}@{package.version}"
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as folder:
-        try:
-            done = subprocess.run(  # noqa: S603 (a fixed command, no shell)
-                [shutil.which("npm") or "npm", "pack", spec, "--ignore-scripts", "--loglevel=error"],
-                cwd=folder,
-                capture_output=True,
-                text=True,
-                timeout=PATIENCE_S,
-                stdin=subprocess.DEVNULL,
-            )
-            said = done.stderr.strip().splitlines()
-        except subprocess.TimeoutExpired:
-            said = [f"no answer within {PATIENCE_S} s"]
-        made = Path(folder) / package.file
-        if not is_whole(made):
-            raise ShardError(
-                f"npm could not fetch {spec} ({' '.join(said[:2]) or 'no message'}): check the network and "
-                f"`npm config get registry`, then run the same command again, or put {package.file} into {cache}"
-            )
-        os.replace(made, cache / package.file)
+    command = [shutil.which("npm") or "npm", "pack", spec, "--ignore-scripts", "--loglevel=error"]
+    _client.fetch(
+        command, cache, package.file, is_whole=is_whole, client="npm", spec=spec, check="npm config get registry"
+    )

