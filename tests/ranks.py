@@ -78,7 +78,7 @@ class Pool:
         atexit.register(self.close)
 
     def run(
-        self, world: int, function: Callable[..., Any], *args: Any, timeout: float = 120, **kwargs: Any
+        self, world: int, function: Callable[..., Any], *args: Any, timeout: float = 300, **kwargs: Any
     ) -> list[Any]:
         """Return what `function(*args, **kwargs)` returned on each of `world` ranks."""
         while len(self._workers) < world:
