@@ -39,7 +39,7 @@ LINEAR = torch.nn.functional.linear
 
 
 def a_port() -> str:
-    """Return a free port for a launcher, from below those that the system gives to anyone who asks for no special one."""
+    """Return a free port for a launcher, from below those that the system hands out by itself."""
     for port in range(20000 + os.getpid() * 7 % 10000, 32000):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("", port))
