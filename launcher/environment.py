@@ -34,7 +34,7 @@ def defaults(
     `here` is the address that this machine's name stands for (asked of the machine where it is None).
     """
     threads = 1 if gpus else max(1, cores // ranks_per_node)
-    caches = os.path.join(tempfile.gettempdir(), f"diptych-{os.getuid()}", _key(python))
+    caches = os.path.join(folder(), _key(python))
     out = [
         Default(
             "OMP_NUM_THREADS", str(threads), "a rank's share of the cores; two threads on one core are slower than one"
@@ -61,6 +61,13 @@ def defaults(
     if nodes > 1:
         out += _interface(gpus, master, machine.own_address() if here is None else here)
     return out
+
+
+def folder() -> str:
+    """Return this user's folder for small files of launches on this node, made if need be."""
+    path = os.path.join(tempfile.gettempdir(), f"diptych-{os.getuid()}")
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    return path
 
 
 def _nccl() -> list[Default]:
