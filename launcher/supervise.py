@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
-from launcher import ranks, run_folder, slurm, verdict
+from launcher import again, ranks, run_folder, slurm, verdict
 from launcher.verdict import EXIT_INTERRUPTED, EXIT_REQUEUE, Policy
 
 POLL = 0.2  #: seconds between looks at the signals
@@ -195,15 +195,8 @@ class Supervisor:
         if not self.slurm_job:
             self.say("stopped; the same command goes on from the last checkpoint")
             return EXIT_REQUEUE
-        state = slurm.state(self.slurm_job)
-        if state != "RUNNING":  # cancelled, or SLURM has queued it already: it must not rise twice
-            self.say(f"the job is {state}, not RUNNING: not queued again")
-            return EXIT_REQUEUE
-        try:
-            slurm.requeue(self.slurm_job)
-            self.say("back to the queue")
-        except slurm.SlurmError as error:
-            self.say(f"could not be queued again ({error}); submit it again and the run goes on from its checkpoint")
+        refused = again.requeue(self.slurm_job, self.say)
+        self.say(f"not queued again: {refused}" if refused else "back to the queue")
         return EXIT_REQUEUE
 
     def _pause(self, seconds: float) -> bool:
