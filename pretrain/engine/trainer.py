@@ -160,6 +160,8 @@ class Trainer:
             device=device,
             batch_size=sections.train.batch_size,
         )
+        for line in self.engine.groups if sections.optim.layer_decay else ():
+            self.monitor.say(line)
         if state:
             self._announce(state)
             data.restore(state["data"])

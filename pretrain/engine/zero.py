@@ -106,10 +106,12 @@ class Engine:
         kept = ((name, p) for name, p in module.named_parameters() if keep_frozen or p.requires_grad)
         self.shapes = {name: tuple(p.shape) for name, p in kept}
         wrapped = Autocast(module, precision, device_type=device.type).to(device)
+        optimizer = optim.build(module, optim_config, device=device)
+        self.groups = optim.describe(optimizer.param_groups)  #: a line each; as they are before ZeRO flattens them
         try:
             self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
                 model=wrapped,
-                optimizer=optim.build(module, optim_config, device=device),
+                optimizer=optimizer,
                 config=deepspeed_config(config, rows=rows, grad_clip=optim_config.grad_clip),
                 dist_init_required=False,
             )
@@ -142,8 +144,7 @@ class Engine:
 
         A norm that is not finite means that the step was skipped on all ranks and no weight changed.
         """
-        for group in self.torch_optimizer.param_groups:
-            group["lr"] = lr
+        optim.set_rate(self.torch_optimizer, lr)
         if self.stage:
             self._deepspeed.step()
             skipped = bool(self._optimizer.overflow)
