@@ -73,6 +73,8 @@ def build(section: vlm.Config, words: Tokenizer, weights: Mapping[str, Tensor], 
         ConfigError: config and weights do not belong together.
     """
     bare = section.model_copy(deep=True)
+    # how it was trained is no part of what it is
+    bare.vision.checkpointing, bare.text.checkpointing, bare.vision.patch_dropout = False, False, 0.0
     if any(name.startswith("vision.trunk.") and name.endswith(("weight", "bias")) for name in weights):
         bare.vision.weights = None  # the file that training started from need not exist any more
     model = recipe.build_model(bare, words)

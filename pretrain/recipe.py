@@ -132,7 +132,11 @@ def build_loader(recipe: Recipe, words: Tokenizer) -> loader.Loader | stream.Str
 
 def architecture(recipe: Recipe, words: Tokenizer) -> dict[str, Any]:
     """Return what must not change when a run goes on: towers, vocabulary and what their outputs mean."""
-    tree = recipe.model.model_dump(mode="json", exclude={"tokenizer"})
+    beside = {"checkpointing", "patch_dropout"}  # how it is trained
+    tree = recipe.model.model_dump(mode="json", exclude={"tokenizer": True, "vision": beside, "text": beside})
+    for tower in (tree["vision"], tree["text"]):
+        if not tower["unlocked_blocks"]:  # older checkpoints have no such key
+            del tower["unlocked_blocks"]
     return {"model": tree, "tokenizer": words.fingerprint, "objectives": sorted(recipe.objectives)}
 
 

@@ -8,7 +8,7 @@ less than what lies on top. The module says which parameter lies how deep (`dept
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator
@@ -16,6 +16,7 @@ from torch import nn
 
 from pretrain.config import ConfigError, Section
 from pretrain.engine import schedules
+from pretrain.models.depth import Depth
 from pretrain.registry import nearest
 
 WARMUP_LR = 1e-5  # of epoch_cosine
@@ -80,14 +81,6 @@ class Config(Section):
             raise ConfigError("optim.schedule: epoch_cosine needs optim.epoch_steps; fine-tuning knows it, else set it")
         epoch, epochs = int(step / self.epoch_steps), max(1, round(total / self.epoch_steps))
         return 0.5 * self.lr * (1 + math.cos(math.pi * (epoch - 1) / epochs)) if epoch else WARMUP_LR
-
-
-class Depth(NamedTuple):
-    """Where a parameter lies in its tower, counted from the input."""
-
-    tower: str
-    layer: int  #: 0 is the stem
-    last: int  #: the tower's topmost layer
 
 
 def groups(module: nn.Module, config: Config) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.batch import Batch
-from pretrain.engine.optim import Depth
+from pretrain.models.depth import Depth
 
 WIDTH = 7
 
