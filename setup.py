@@ -36,7 +36,7 @@ EXTRAS = {
     "dev": [
         "imagehash>=4.3.1",  # the definition that the perceptual hash is tested against
         "pytest>=8.0",  # the test suite
-        "moto[server]>=5.0",  # a real S3 API on loopback, for the tests of remote shards
+        "moto[server]>=5.0.14",  # a real S3 API on loopback, for the tests of remote shards
         "s3fs>=2024.5",  # the client that they use
         "ray>=2.9",  # a real cluster of two workers, for the tests of data_tools --engine ray
         "efficientnet_lite_pytorch>=0.1.0",  # the library whose weights model.vision.weights may name, for parity
