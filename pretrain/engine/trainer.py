@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pretrain import dist
 from pretrain.batch import Batch
 from pretrain.config import ConfigError, Section
-from pretrain.engine import checkpoint, monitor, optim, zero
+from pretrain.engine import checkpoint, ema, monitor, optim, zero
 from pretrain.engine.precision import Precision
 from pretrain.engine.preemption import EXIT_INTERRUPTED, EXIT_REQUEUE, Preemption
 from pretrain.engine.run_folder import RunFolder
@@ -121,6 +121,7 @@ class Trainer:
         seed: int = 0,
         identity: Identity | None = None,
         hooks: Sequence[Hook] = (),
+        average: ema.Config | None = None,
     ) -> None:
         """Build the engine and resume. All ranks call it.
 
@@ -145,6 +146,7 @@ class Trainer:
             rows=self.rows,
             device=device,
             keep_frozen=sections.checkpoint.frozen,
+            average=average,
         )
         self.checkpoints = checkpoint.Checkpoints(folder, sections.checkpoint)
         state = self.checkpoints.restore(self.engine, fingerprint=self.identity.fingerprint)

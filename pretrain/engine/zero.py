@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pretrain import dist
 from pretrain.config import ConfigError, Section
-from pretrain.engine import optim, overflow
+from pretrain.engine import ema, optim, overflow
 from pretrain.engine.precision import Autocast, LossScale, Precision
 
 OWNED = (
@@ -57,7 +57,8 @@ class Fragment(NamedTuple):
     name: str
     start: int
     weight: Tensor  #: 1-D view of the master weights; writing to it changes the engine (then call `refresh`)
-    moments: dict[str, Tensor]  #: 1-D views of the optimizer's state; empty for frozen ones and before the first step
+    #: 1-D views of the optimizer's state (none before the first step) and of the average, "ema"; empty for frozen ones
+    moments: dict[str, Tensor]
     replicated: bool = False  #: every rank holds the same
 
 
@@ -90,6 +91,7 @@ class Engine:
         rows: int,
         device: torch.device,
         keep_frozen: bool = True,
+        average: ema.Config | None = None,
     ) -> None:
         """`keep_frozen` false leaves what does not train out of `shapes` and `fragments`, and so out of checkpoints."""
         import deepspeed
@@ -119,6 +121,7 @@ class Engine:
             raise ConfigError(f"zero.extra: DeepSpeed refuses it: {error}") from error
         if self.stage:
             overflow.skip_on_all_ranks(self._optimizer, self.stage)
+        self.average = ema.Average(average, self._masters()) if average and average.decay else None
 
     @property
     def torch_optimizer(self) -> torch.optim.Optimizer:
@@ -158,6 +161,9 @@ class Engine:
                 self._deepspeed.step()
         if self.loss_scale is not None:
             self.loss_scale.update(overflow=skipped)
+        if self.average and not skipped:
+            first = next(iter(self.torch_optimizer.state.values()))  # all count alike
+            self.average.update(self._masters(), int(first["step"]))
         return float("inf") if skipped else norm
 
     def _clip(self) -> float:
@@ -174,20 +180,28 @@ class Engine:
     def evaluating(self) -> Iterator[nn.Module]:
         """Yield the module in eval mode, without gradients, in fp32 (as evaluate.py runs it); any method may be called.
 
-        At stage 3 a submodule gathers its weights when called; what belongs to a module with children (a class token,
-        a scale) is gathered here, since a method other than forward fires no hook.
+        Where there is an average, the module has its weights. At stage 3 a submodule gathers its weights when called;
+        what belongs to a module with children (a class token, a scale) is gathered here, since a method other than
+        forward fires no hook. All ranks call it.
         """
         import deepspeed
 
         was_training = self.module.training
         loose = [p for m in self.module.modules() if next(m.children(), None) for p in m.parameters(recurse=False)]
         sharded = self.stage == 3 and bool(loose)
+        self._exchange()
         self.module.eval()
         try:
             with torch.no_grad(), deepspeed.zero.GatheredParameters(loose, enabled=sharded):
                 yield self.module
         finally:
             self.module.train(was_training)
+        self._exchange()  # not after an error: it waits for all ranks, and training is over
+
+    def _exchange(self) -> None:
+        if self.average:
+            self.average.exchange(self._masters())
+            self.refresh()
 
     # -- state by name ---------------------------------------------------------------------------------------------
 
@@ -198,7 +212,7 @@ class Engine:
 
     def make_moments(self, optimizer_step: int) -> None:
         """Create zeroed moments, as after `optimizer_step` updates, so that `fragments` can show them."""
-        flats = self._flats() if self.stage else [p for p in self.module.parameters() if p.requires_grad]
+        flats = self._masters()
         fused = bool(self.torch_optimizer.defaults.get("fused"))
         for flat in flats:
             where = flat.device if fused else "cpu"
@@ -207,6 +221,10 @@ class Engine:
                 "step": torch.tensor(float(optimizer_step), dtype=torch.float32, device=where),
                 **{name: torch.zeros_like(flat.data) for name in self.moments},
             }
+
+    def _masters(self) -> list[Tensor]:
+        """Return the tensors that the optimizer updates: flat partitions, at stage 0 the trained parameters."""
+        return self._flats() if self.stage else [p for p in self.module.parameters() if p.requires_grad]
 
     def _flats(self) -> list[Tensor]:
         z = self._optimizer
@@ -227,7 +245,10 @@ class Engine:
         return [*self._partitioned(names), *out] if self.stage else out
 
     def _moments(self, key: Tensor, start: int, numel: int) -> dict[str, Tensor]:
-        state = self.torch_optimizer.state.get(key, {})  # type: ignore[call-overload]
+        state = dict(self.torch_optimizer.state.get(key, {}))  # type: ignore[call-overload]
+        average = self.average.part(key) if self.average else None
+        if average is not None:
+            state["ema"] = average
         return {k: v.view(-1)[start : start + numel] for k, v in state.items() if k != "step"}
 
     def _partitioned(self, names: dict[int, str]) -> Iterator[Fragment]:

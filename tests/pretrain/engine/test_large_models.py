@@ -1,4 +1,4 @@
-"""What makes large models fit changes no loss: recomputed blocks, patch dropout, locked towers, at every ZeRO stage.
+"""What makes large models fit changes no loss: recomputed blocks, patch dropout, locked towers at every ZeRO stage."""
 
 import dataclasses
 

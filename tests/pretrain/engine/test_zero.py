@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pretrain import dist
-from pretrain.engine import optim, zero
+from pretrain.engine import ema, optim, zero
 from tests.pretrain.engine.tiny_module import Tiny, Towers, batch
 
 OPTIM = optim.Config(lr=0.02, weight_decay=0.1, grad_clip=1.0)
@@ -18,6 +18,7 @@ def engine(
     module: nn.Module | None = None,
     section: optim.Config = OPTIM,
     keys: dict | None = None,
+    average: ema.Config | None = None,
     **kw,
 ) -> zero.Engine:
     """Return an engine over Tiny, or another module; `keys` are more of the zero section."""
@@ -28,6 +29,7 @@ def engine(
         precision=precision,
         rows=8 // dist.world(),
         device=torch.device("cpu"),
+        average=average,
     )
 
 
