@@ -20,6 +20,7 @@ from pretrain.engine import checkpoint, ema, monitor, optim, zero
 from pretrain.engine.precision import Precision
 from pretrain.engine.preemption import EXIT_INTERRUPTED, EXIT_REQUEUE, Preemption
 from pretrain.engine.run_folder import RunFolder
+from pretrain.models import blocks
 
 
 class TrainingError(RuntimeError):
@@ -34,6 +35,7 @@ class Config(Section):
     epochs: float | None = Field(None, gt=0)
     batch_size: int = Field(256, ge=1)  #: of all ranks together
     precision: Precision = "fp32"
+    compile: bool = False  #: torch.compile of every block of the towers; the first step takes a minute or more
 
     @model_validator(mode="after")
     def _one_length(self) -> "Config":
@@ -138,6 +140,8 @@ class Trainer:
         self.hooks = list(hooks)
         self.rows = sections.train.rows_per_rank()
         sections.optim.warmup_steps(steps)
+        if sections.train.compile:
+            blocks.compile_all(module)
         self.engine = zero.Engine(
             module,
             sections.zero,

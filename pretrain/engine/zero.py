@@ -6,13 +6,14 @@ Facts about DeepSpeed 0.19.8 that shape this file:
 - fp32 masters live in flat partitions; `fragments` shows them by parameter name, so that a checkpoint knows no stage.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as torch_dist
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from pretrain import dist
@@ -20,6 +21,7 @@ from pretrain.config import ConfigError, Section
 from pretrain.engine import ema, optim, overflow
 from pretrain.engine.precision import Autocast, LossScale, Precision
 
+log = logging.getLogger("diptych")
 OWNED = (
     "train_batch_size",
     "train_micro_batch_size_per_gpu",
@@ -37,18 +39,29 @@ class Config(Section):
     """The `zero:` section."""
 
     stage: Literal[0, 1, 2, 3] = 1
+    #: what lies in the host's memory: nothing; masters and moments, which the CPU then updates; weights too (stage 3)
+    offload: Literal["none", "optimizer", "all"] = "none"
     #: merged into DeepSpeed's own config, e.g. {zero_optimization: {reduce_bucket_size: 50000000}}
     extra: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("extra")
     @classmethod
     def _extra(cls, value: dict[str, Any]) -> dict[str, Any]:
-        taken = [key for key in OWNED if key in value] + ["zero_optimization.stage"] * (
-            "stage" in (value.get("zero_optimization") or {})
-        )
+        inside = value.get("zero_optimization") or {}
+        taken = [key for key in OWNED if key in value]
+        taken += [f"zero_optimization.{k}" for k in ("stage", "offload_optimizer", "offload_param") if k in inside]
         if taken:
-            raise ValueError(f"{taken[0]} is set by train, optim or zero.stage; leave it out of zero.extra")
+            raise ValueError(
+                f"{taken[0]} is set by train, optim, zero.stage or zero.offload; leave it out of zero.extra"
+            )
         return value
+
+    @model_validator(mode="after")
+    def _offload(self) -> "Config":
+        least = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
+        if self.stage < least:
+            raise ValueError(f"offload: {self.offload!r} needs zero.stage={least} or higher, it is {self.stage}")
+        return self
 
 
 class Fragment(NamedTuple):
@@ -62,14 +75,17 @@ class Fragment(NamedTuple):
     replicated: bool = False  #: every rank holds the same
 
 
-def deepspeed_config(config: Config, *, rows: int, grad_clip: float) -> dict[str, Any]:
-    """Return DeepSpeed's config; `rows` is the batch size of one rank."""
+def deepspeed_config(config: Config, *, rows: int, grad_clip: float, pin: bool = False) -> dict[str, Any]:
+    """Return DeepSpeed's config; `rows` is the batch size of one rank, `pin` locks the pages of what is offloaded."""
+    host = {"device": "cpu", "pin_memory": pin}
+    offload = {"none": (), "optimizer": ("offload_optimizer",), "all": ("offload_optimizer", "offload_param")}
     tree: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": rows,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": grad_clip if config.stage else 0.0,  # stage 0 is clipped here, where its norm is seen
-        "zero_optimization": {"stage": config.stage},
+        "zero_optimization": {"stage": config.stage, **dict.fromkeys(offload[config.offload], host)},
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW does as well on a CPU and compiles nothing
         "steps_per_print": 10**12,
     }
     for key, value in config.extra.items():
@@ -104,6 +120,8 @@ class Engine:
         self.grad_clip = optim_config.grad_clip
         self.moments = optim.MOMENTS[optim_config.optimizer]
         self.loss_scale = LossScale() if precision == "fp16" else None
+        if config.offload != "none" and device.type == "cpu" and dist.is_main():
+            log.warning("zero.offload: the device is the host itself; results are the same, no memory is saved")
         #: shapes as they are before ZeRO-3 empties the parameters
         kept = ((name, p) for name, p in module.named_parameters() if keep_frozen or p.requires_grad)
         self.shapes = {name: tuple(p.shape) for name, p in kept}
@@ -114,7 +132,7 @@ class Engine:
             self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
                 model=wrapped,
                 optimizer=optimizer,
-                config=deepspeed_config(config, rows=rows, grad_clip=optim_config.grad_clip),
+                config=deepspeed_config(config, rows=rows, grad_clip=optim_config.grad_clip, pin=device.type == "cuda"),
                 dist_init_required=False,
             )
         except (ValueError, TypeError) as error:  # pydantic's complaint about zero.extra

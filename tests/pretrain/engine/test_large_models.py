@@ -8,9 +8,12 @@ import torch
 from pretrain import dist
 from pretrain.batch import Batch
 from pretrain.engine import zero
+from pretrain.models import blocks
 from pretrain.objectives import base, contrastive
 from tests import tiny
 from tests.pretrain.engine.test_zero import engine
+
+NO_DROPOUT = {"embed_dim": 32, "depth": 3, "num_heads": 2, "patch_size": 8}
 
 
 def mixture(**keys) -> base.Mixture:
@@ -44,9 +47,12 @@ def steps(made: zero.Engine, count: int = 3) -> list[float]:
     return losses
 
 
-def run(stage: int, precision: str = "fp32", keys: dict | None = None, **towers) -> list[float]:
+def run(stage: int, precision: str = "fp32", keys: dict | None = None, compiled: bool = False, **towers) -> list[float]:
     """Run on every rank: three steps."""
-    made = engine(stage, precision, module=mixture(**towers), keys=keys)
+    module = mixture(**towers)
+    if compiled:
+        assert blocks.compile_all(module) == 6
+    made = engine(stage, precision, module=module, keys=keys)
     try:
         return steps(made)
     finally:
@@ -124,3 +130,11 @@ def scale_in_half(stage: int, precision: str) -> None:
 @pytest.mark.parametrize(("stage", "precision"), [(1, "bf16"), (3, "fp16")])
 def test_scalars_are_fp32_in_half_precision(ranks, stage, precision):
     ranks.run(2, scale_in_half, stage, precision)
+
+
+@pytest.mark.slow  # the compiler takes most of it
+@pytest.mark.parametrize("stage", [1, 3])
+def test_compiled_blocks_change_no_loss(ranks, stage):
+    plain = ranks.run(2, run, stage, vision_args=NO_DROPOUT)[0]
+    fast = ranks.run(2, run, stage, compiled=True, vision_args=NO_DROPOUT, text_checkpointing=True)[0]
+    assert fast == pytest.approx(plain, rel=1e-5)
