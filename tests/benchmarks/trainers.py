@@ -49,12 +49,15 @@ class Task:
         ]  # fmt: skip
 
     def open_clip(
-        self, python: str, folder: Path, *, context: int | None = None, entry: Sequence[str] = (), local: bool = True
+        self, python: str, folder: Path, *, context: int | None = None, local: bool = True, entry: Sequence[str] = ()
     ) -> list[str]:
-        """Return the command that trains with open_clip's trainer; `context` cuts its texts, `local` its loss."""
+        """Return the command that trains with open_clip's trainer into `folder`.
+
+        `context` cuts its texts. Where not `local`, each rank computes the loss of all rows, and logs it.
+        """
         precision = {"fp32": "fp32", "bf16": "amp_bf16"}[self.precision]
         words = [
-            *self._torchrun(python), *(entry or ("-m", "--", "open_clip_train.main")), "--model", f"local-dir:{self.start}",
+            *self._torchrun(python), "--", "tests/benchmarks/peer_trainer.py", *entry, "--", "--model", f"local-dir:{self.start}",
             "--dataset-type", "webdataset", "--train-data", self.shards, "--dataset-resampled",
             "--train-num-samples", str(self.batch * self.steps), "--batch-size", str(self.batch // self.ranks),
             "--epochs", "1", "--workers", str(self.workers), "--precision", precision, "--lr", str(self.lr),
