@@ -11,18 +11,20 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from pretrain.data import format
+from pretrain.data import format, index
 from pretrain.data.format import ShardWriter, write_manifest
 from tests.benchmarks import photographs
 
 LEAST, MOST = 4, 20  #: words of a caption
 SHARDS = 8
 WORDS = (
-    "a the of and with in on near under behind small large old red blue green dark bright quiet crowded wooden "
-    "morning evening river street bridge market harbour kitchen window garden mountain bicycle train boat "
-    "child woman man dog horse owl bird tree stone table lamp basket umbrella photograph taken standing looking "
-    "walking sleeping carrying while people watch snow rain light shadow"
-).split()
+    "a", "the", "of", "and", "with", "in", "on", "near", "under", "behind", "small", "large", "old", "red",
+    "blue", "green", "dark", "bright", "quiet", "crowded", "wooden", "morning", "evening", "river", "street",
+    "bridge", "market", "harbour", "kitchen", "window", "garden", "mountain", "bicycle", "train", "boat",
+    "child", "woman", "man", "dog", "horse", "owl", "bird", "tree", "stone", "table", "lamp", "basket",
+    "umbrella", "photograph", "taken", "standing", "looking", "walking", "sleeping", "carrying", "while",
+    "people", "watch", "snow", "rain", "light", "shadow",
+)  # fmt: skip
 
 
 def sentence(seed: int) -> str:
@@ -56,7 +58,7 @@ def write_icons(folder: Path, source: Path) -> str:
     """
     paths = sorted(source.glob("train-*.tar"))
     if not paths:
-        raise FileNotFoundError(f"{source}: no icons; run `python -m data_tools build --recipe iconcaps --out {source}`")
+        raise FileNotFoundError(f"{source}: no icons; run `python -m data_tools build --recipe iconcaps --out DIR`")
     folder.mkdir(parents=True, exist_ok=True)
     samples = [sample for path in paths for sample in _icons(path)]
     return _write(folder, iter(samples), len(samples))
@@ -88,3 +90,12 @@ def _write(folder: Path, samples: Iterator[dict[str, bytes]], total: int, *, cop
             counts[link.name] = counts[path.name]
     write_manifest(folder, counts, {})
     return f"{folder}/pairs-{{00000..{copies * SHARDS - 1:05d}}}.tar"
+
+
+def captions(pattern: str) -> list[str]:
+    """Return all captions of the shards (of copies: once)."""
+    out = []
+    for path in index.expand(pattern)[:SHARDS]:
+        with open(path, "rb") as file:
+            out += [format.read_members(file, entry)["txt"].decode() for entry in format.scan(path)]
+    return out

@@ -96,7 +96,7 @@ class Stages:
     def _flown(self, began: float) -> None:
         self.now["in flight"] += time.perf_counter() - began
 
-    def reducer(self, state: Any, bucket: Any) -> Any:
+    def reducer(self, state: Any, bucket: torch_dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
         """All-reduce a bucket as DistributedDataParallel does by itself, with a clock (its communication hook)."""
         began = time.perf_counter()
         whole = bucket.buffer().div_(torch_dist.get_world_size())
@@ -156,7 +156,7 @@ def ours(stages: Stages) -> None:
         return mixture
 
     recipe.build_mixture = build_mixture
-    Loader.iterate = lambda self, step=0: stages.data(iterate(self, step))
+    Loader.iterate = lambda self, start_step=0: stages.data(iterate(self, start_step))
     stages.backward()
     stages.collectives()
 
@@ -168,9 +168,7 @@ def main() -> int:
     from pretrain import main as program
 
     code = program.main(sys.argv[2:])
-    stages.data(iter(())).__next__  # noqa: B018 (the last step ended with the run)
-    stages.steps.append(dict(stages.now))
-    stages.write()
+    stages.write()  # without the last step: it ended with the run, not with the next batch
     return code
 
 

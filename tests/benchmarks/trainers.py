@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,8 +58,9 @@ class Task:
         """
         precision = {"fp32": "fp32", "bf16": "amp_bf16"}[self.precision]
         words = [
-            *self._torchrun(python), "--", "tests/benchmarks/peer_trainer.py", *entry, "--", "--model", f"local-dir:{self.start}",
-            "--dataset-type", "webdataset", "--train-data", self.shards, "--dataset-resampled",
+            *self._torchrun(python), "--", "tests/benchmarks/peer_trainer.py", *entry, "--",
+            "--model", f"local-dir:{self.start}", "--dataset-type", "webdataset",
+            "--train-data", self.shards, "--dataset-resampled",
             "--train-num-samples", str(self.batch * self.steps), "--batch-size", str(self.batch // self.ranks),
             "--epochs", "1", "--workers", str(self.workers), "--precision", precision, "--lr", str(self.lr),
             "--beta1", "0.9", "--beta2", "0.98", "--eps", "1e-6", "--wd", "0.1", "--warmup", "2",
@@ -103,14 +105,16 @@ def run(command: Sequence[str], folder: Path, *, ranks: int, device: str) -> Non
     with open(log, "w", encoding="utf-8") as file:
         done = subprocess.run(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with code {done.returncode}:\n{log.read_text()[-3000:]}")
+        said = log.read_text(encoding="utf-8")
+        first = max(said.find("Traceback"), 0)  # torchrun's own comes after those of the ranks
+        raise RuntimeError(f"{' '.join(command)} ended with code {done.returncode}:\n{said[first : first + 4000]}")
 
 
 def read_ours(folder: Path) -> Lap:
     """Return what a run's metrics.jsonl tells."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     counted = lines[WARM:]
-    pauses = [after["time"] - before["time"] - after["step_time"] for before, after in zip(counted, counted[1:])]
+    pauses = [after["time"] - before["time"] - after["step_time"] for before, after in pairwise(counted)]
     return Lap(
         [line["samples_per_s"] for line in counted],
         [line["data_wait"] for line in counted],
