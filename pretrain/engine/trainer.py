@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pretrain import dist
 from pretrain.batch import Batch
 from pretrain.config import ConfigError, Section
-from pretrain.engine import checkpoint, ema, monitor, optim, zero
+from pretrain.engine import accumulate, checkpoint, ema, monitor, optim, zero
 from pretrain.engine.precision import Precision
 from pretrain.engine.preemption import EXIT_INTERRUPTED, EXIT_REQUEUE, Preemption
 from pretrain.engine.run_folder import RunFolder
@@ -34,6 +34,8 @@ class Config(Section):
     samples: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
     batch_size: int = Field(256, ge=1)  #: of all ranks together
+    #: rows of one rank that go through the model at once, to save memory: the step stays that of batch_size; null: all
+    micro_batch_size: int | None = Field(None, ge=1)
     precision: Precision = "fp32"
     compile: bool = False  #: torch.compile of every block of the towers; the first step takes a minute or more
 
@@ -68,6 +70,13 @@ class Config(Section):
             near = dist.world() * max(1, rows)
             raise ConfigError(
                 f"train.batch_size: {self.batch_size} is not divisible by {dist.world()} ranks; try {near}"
+            )
+        micro = self.micro_batch_size
+        if micro is not None and rows % micro:
+            near = max(n for n in range(1, min(micro, rows) + 1) if rows % n == 0)
+            raise ConfigError(
+                f"train.micro_batch_size: {micro} does not divide the {rows} rows of a rank "
+                f"(batch_size {self.batch_size} over {dist.world()} ranks); try {near}"
             )
         return rows
 
@@ -152,6 +161,7 @@ class Trainer:
             keep_frozen=sections.checkpoint.frozen,
             average=average,
         )
+        self.gradients = accumulate.Steps(self.engine, rows=sections.train.micro_batch_size, seed=seed)
         self.checkpoints = checkpoint.Checkpoints(folder, sections.checkpoint)
         state = self.checkpoints.restore(self.engine, fingerprint=self.identity.fingerprint)
         self.start = int(state["step"]) if state else 0
@@ -231,11 +241,10 @@ class Trainer:
         except StopIteration:
             raise TrainingError(f"step {index + 1}: the data ended; data must go on for {self.steps} steps") from None
         waited = time.perf_counter() - began
-        dist.seed_step(self.seed, index, dist.rank())
-        loss, logs = self.engine([batch.to(self.device)])
-        # launched before backward, read after it: the wait is hidden
-        agreement = Agreement(loss, batch, preemption, save=self._minutes_are_over())
-        self.engine.backward(loss)
+        # launched before the last backward, read after it: the wait is hidden
+        logs, agreement = self.gradients(
+            batch, index, lambda loss: Agreement(loss, batch, preemption, save=self._minutes_are_over())
+        )
         agreed = agreement.read()
         if agreed.bad:
             self.data.on_bad(batch, index)

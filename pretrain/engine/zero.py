@@ -7,7 +7,7 @@ Facts about DeepSpeed 0.19.8 that shape this file:
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -140,6 +140,7 @@ class Engine:
         if self.stage:
             overflow.skip_on_all_ranks(self._optimizer, self.stage)
         self.average = ema.Average(average, self._masters()) if average and average.decay else None
+        self._fresh = True  #: no backward since the last step
 
     @property
     def torch_optimizer(self) -> torch.optim.Optimizer:
@@ -151,8 +152,15 @@ class Engine:
         """Return what the module's forward returns, in the chosen precision."""
         return self._deepspeed(*args, **kwargs)
 
-    def backward(self, loss: Tensor) -> None:
-        """Compute gradients and average them over ranks."""
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
+        """Add to the gradients; with the `last` loss of a step they are averaged over ranks."""
+        if (
+            self._fresh and self.stage == 3
+        ):  # what no backward of a step touches would keep the gradient of another step
+            for part in vars(self._optimizer)["_DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition"].values():
+                part.zero_()
+        self._fresh = False
+        self._deepspeed.set_gradient_accumulation_boundary(last)
         if self.loss_scale is not None:
             if self.stage:
                 self._optimizer.override_loss_scale(self.loss_scale.scale)
@@ -165,6 +173,7 @@ class Engine:
 
         A norm that is not finite means that the step was skipped on all ranks and no weight changed.
         """
+        self._fresh = True
         optim.set_rate(self.torch_optimizer, lr)
         if self.stage:
             self._deepspeed.step()
@@ -193,6 +202,12 @@ class Engine:
         if self.grad_clip and norm > self.grad_clip:
             torch._foreach_mul_(grads, self.grad_clip / (norm + 1e-6))
         return norm
+
+    def gathered(self, parameters: Sequence[nn.Parameter]) -> Any:
+        """Return a context in which these parameters are whole at stage 3 too, to be read outside forward."""
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters(list(parameters), enabled=self.stage == 3 and bool(parameters))
 
     @contextmanager
     def evaluating(self) -> Iterator[nn.Module]:
