@@ -53,7 +53,7 @@ from pretrain.engine.zero import Engine, Fragment
 VERSION = 1
 log = logging.getLogger("diptych")
 
-__all__ = ["CheckpointError", "Checkpoints", "Config", "complete", "flatten", "given", "read_weights"]
+__all__ = ["CheckpointError", "Checkpoints", "Config", "complete", "flatten", "given", "read_weights", "step_of"]
 
 
 class Config(Section):
@@ -63,7 +63,7 @@ class Config(Section):
     every_minutes: float | None = Field(None, gt=0)
     keep_last: int = Field(3, ge=1)
     keep_every: int | None = Field(None, ge=1)  #: also keep those whose step is a multiple of this
-    asynchronous: bool = Field(True, alias="async")  #: training goes on while a checkpoint is written
+    asynchronous: bool = Field(default=True, alias="async")  #: training goes on while a checkpoint is written
     frozen: bool = True  #: also what does not train; fine-tuning leaves it out, as its base has it
     resume: str = "auto"  #: auto: the newest in the run folder, if any; none; or the path of a checkpoint
 
@@ -233,7 +233,9 @@ class Checkpoints:
             self._save = None
             seconds = time.monotonic() - save.began
             if dist.is_main():
-                log.info("%s: complete after %.2f s, of which training stood %.2f s", save.final.name, seconds, save.stalled)
+                log.info(
+                    "%s: complete after %.2f s, of which training stood %.2f s", save.final.name, seconds, save.stalled
+                )
             return
         files = {name: facts for part in found for name, facts in part.items()}
         save.publishing = True

@@ -1,8 +1,8 @@
 """A rank's part of a checkpoint on its way to disk: copied to host memory at once, written by a thread meanwhile.
 
-The copy is one block of bytes in the order of the file (safetensors: a header, then the tensors end to end), so that the
-thread only hashes and writes large chunks. Both leave Python's lock free, and training goes on. The block is kept from
-save to save; on a GPU it is pinned and filled by a stream of its own.
+The copy is one block of bytes in the order of the file (safetensors: a header, then the tensors end to end), so that
+the thread only hashes and writes large chunks. Both leave Python's lock free, and training goes on. The block is kept
+from save to save; on a GPU it is pinned and filled by a stream of its own.
 """
 
 import hashlib
@@ -119,7 +119,7 @@ class Block:
         """
         if self._copied is not None:
             self._copied.synchronize()
-        body = memoryview(self._memory[: self._size].numpy())
+        body = memoryview(self._memory[: self._size].numpy())  # type: ignore[arg-type]
         chunks = [memoryview(self._header), *(body[at : at + CHUNK] for at in range(0, self._size, CHUNK))]
         digest = hashlib.sha256()
         check()

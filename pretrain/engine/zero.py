@@ -129,7 +129,9 @@ class Engine:
         return self._deepspeed(*args, **kwargs)
 
     def backward(self, loss: Tensor) -> None:
-        """Compute gradients and average them over ranks."""
+        """Compute gradients and average them over ranks; those of a loss that is not finite are not-a-number."""
+        # such a loss may have finite gradients: the step must be skipped on all ranks all the same
+        loss = loss * torch.where(loss.detach().isfinite(), 1.0, float("nan")).to(loss.dtype)
         if self.loss_scale is not None:
             if self.stage:
                 self._optimizer.override_loss_scale(self.loss_scale.scale)
@@ -137,10 +139,11 @@ class Engine:
                 loss = loss * self.loss_scale.scale
         self._deepspeed.backward(loss)
 
-    def step(self, lr: float) -> float:
+    def step(self, lr: float, *, broken: bool = False) -> float:
         """Update the weights; return the gradient's norm before clipping.
 
-        A norm that is not finite means that the step was skipped on all ranks and no weight changed.
+        A norm that is not finite means that the step was skipped on all ranks and no weight changed. `broken` says that
+        the loss of some rank was not finite, which is no reason to lower the loss scale.
         """
         for group in self.torch_optimizer.param_groups:
             group["lr"] = lr
@@ -155,7 +158,7 @@ class Engine:
                 self._deepspeed.zero_grad()
             else:
                 self._deepspeed.step()
-        if self.loss_scale is not None:
+        if self.loss_scale is not None and not broken:
             self.loss_scale.update(overflow=skipped)
         return float("inf") if skipped else norm
 
