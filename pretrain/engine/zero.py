@@ -153,14 +153,18 @@ class Engine:
         return self._deepspeed(*args, **kwargs)
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
-        """Add to the gradients; with the `last` loss of a step they are averaged over ranks."""
-        if (
-            self._fresh and self.stage == 3
-        ):  # what no backward of a step touches would keep the gradient of another step
+        """Add to the gradients; with the `last` loss of a step they are averaged over ranks.
+
+        Those of a loss that is not finite are not-a-number.
+        """
+        if self._fresh and self.stage == 3:
+            # what no backward of a step touches would keep the gradient of another step
             for part in vars(self._optimizer)["_DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition"].values():
                 part.zero_()
         self._fresh = False
         self._deepspeed.set_gradient_accumulation_boundary(last)
+        # such a loss may have finite gradients: the step must be skipped on all ranks all the same
+        loss = loss * torch.where(loss.detach().isfinite(), 1.0, float("nan")).to(loss.dtype)
         if self.loss_scale is not None:
             if self.stage:
                 self._optimizer.override_loss_scale(self.loss_scale.scale)
@@ -168,10 +172,11 @@ class Engine:
                 loss = loss * self.loss_scale.scale
         self._deepspeed.backward(loss)
 
-    def step(self, lr: float) -> float:
+    def step(self, lr: float, *, broken: bool = False) -> float:
         """Update the weights; return the gradient's norm before clipping.
 
-        A norm that is not finite means that the step was skipped on all ranks and no weight changed.
+        A norm that is not finite means that the step was skipped on all ranks and no weight changed. `broken` says that
+        the loss of some rank was not finite, which is no reason to lower the loss scale.
         """
         self._fresh = True
         optim.set_rate(self.torch_optimizer, lr)
@@ -186,7 +191,7 @@ class Engine:
                 self._deepspeed.zero_grad()
             else:
                 self._deepspeed.step()
-        if self.loss_scale is not None:
+        if self.loss_scale is not None and not broken:
             self.loss_scale.update(overflow=skipped)
         if self.average and not skipped:
             first = next(iter(self.torch_optimizer.state.values()))  # all count alike
