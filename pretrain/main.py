@@ -54,8 +54,9 @@ def train(recipe: Recipe, device: torch.device) -> int:
         seed=recipe.run.seed,
         identity=Identity(
             fingerprint={"order": loader.fingerprint(), "architecture": recipes.architecture(recipe, words)},
-            optimisation=recipe.model_dump(mode="json", include={"train", "optim"}),
+            optimisation=recipe.model_dump(mode="json", include={"train", "optim", "ema"}),
         ),
+        average=recipe.ema,
         hooks=eval_hooks(recipe, mixture, folder.path, steps=steps, words=words, device=device),
     )
     return trainer.run()

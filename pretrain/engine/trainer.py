@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from pretrain import dist
 from pretrain.batch import Batch
 from pretrain.config import ConfigError, Section
-from pretrain.engine import checkpoint, monitor, optim, zero
+from pretrain.engine import checkpoint, ema, monitor, optim, zero
 from pretrain.engine.precision import Precision
 from pretrain.engine.preemption import EXIT_INTERRUPTED, EXIT_REQUEUE, Preemption
 from pretrain.engine.run_folder import RunFolder
+from pretrain.models import blocks
 
 
 class TrainingError(RuntimeError):
@@ -34,6 +35,7 @@ class Config(Section):
     epochs: float | None = Field(None, gt=0)
     batch_size: int = Field(256, ge=1)  #: of all ranks together
     precision: Precision = "fp32"
+    compile: bool = False  #: torch.compile of every block of the towers; the first step takes a minute or more
 
     @model_validator(mode="after")
     def _one_length(self) -> "Config":
@@ -121,6 +123,7 @@ class Trainer:
         seed: int = 0,
         identity: Identity | None = None,
         hooks: Sequence[Hook] = (),
+        average: ema.Config | None = None,
     ) -> None:
         """Build the engine and resume. All ranks call it.
 
@@ -137,6 +140,8 @@ class Trainer:
         self.hooks = list(hooks)
         self.rows = sections.train.rows_per_rank()
         sections.optim.warmup_steps(steps)
+        if sections.train.compile:
+            blocks.compile_all(module)
         self.engine = zero.Engine(
             module,
             sections.zero,
@@ -145,6 +150,7 @@ class Trainer:
             rows=self.rows,
             device=device,
             keep_frozen=sections.checkpoint.frozen,
+            average=average,
         )
         self.checkpoints = checkpoint.Checkpoints(folder, sections.checkpoint)
         state = self.checkpoints.restore(self.engine, fingerprint=self.identity.fingerprint)
@@ -160,6 +166,8 @@ class Trainer:
             device=device,
             batch_size=sections.train.batch_size,
         )
+        for line in self.engine.groups if sections.optim.layer_decay else ():
+            self.monitor.say(line)
         if state:
             self._announce(state)
             data.restore(state["data"])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pretrain import registry
 from pretrain.batch import Batch
 from pretrain.config import ConfigError, Section
+from pretrain.models.depth import Depth
 from pretrain.models.vlm import VLM, Encodings
 
 
@@ -44,6 +45,10 @@ class Mixture(nn.Module):
         super().__init__()
         self.model = model
         self.objectives = nn.ModuleDict(objectives)
+
+    def depths(self) -> dict[str, Depth]:
+        """Return where each parameter of the model's towers lies, by name."""
+        return {f"model.{name}": found for name, found in self.model.depths().items()}
 
     def forward(self, batches: list[Batch], *, want: str | None = None) -> Any:
         """Return (loss, logs) of a step's batches, or, with `want`, that feature of the first batch.
