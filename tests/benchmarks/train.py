@@ -3,6 +3,9 @@
 python -m tests.benchmarks.train --peers .venv-bench/bin/python [--case vit_b32 icons] [--rounds 3]
 python -m tests.benchmarks.train --peers .venv-bench/bin/python --device cuda      (ViT-B/32, B/16, L/14 in bf16)
 
+The second also tells MFU, memory and how long a save stops training; the loss alone, at the batch of a cluster:
+python -m tests.benchmarks.loss --device cuda --rows 131072
+
 Each trainer is started by its own command and judged by its own log. Starts take turns, `--rounds` times. Writes
 tests/benchmarks/results/train.md, or train_cuda.md.
 """
@@ -40,8 +43,14 @@ class Case(NamedTuple):
     batch: int  #: of all ranks
     steps: int
     lr: float = 1e-4
+    overrides: tuple[str, ...] = ()
 
 
+# of OpenAI's release, as the config of B/16 but for the widths
+L14 = (
+    "model.vision.name=vit_large_patch14_clip_224", "model.embed_dim=768",
+    "model.text.width=768", "model.text.heads=12",
+)  # fmt: skip
 CPU = {
     "vit_b32": Case("pretrain/configs/clip_vit_b32.yaml", 32, 7),
     "icons": Case("pretrain/configs/clip_iconcaps.yaml", 128, 40, 1e-3),
@@ -49,14 +58,14 @@ CPU = {
 CUDA = {
     "vit_b32": Case("pretrain/configs/clip_vit_b32.yaml", 2048, 60),
     "vit_b16": Case("pretrain/configs/clip_vit_b16.yaml", 1024, 60),
-    "vit_l14": Case("pretrain/configs/clip_vit_l14.yaml", 256, 60),
+    "vit_l14": Case("pretrain/configs/clip_vit_b16.yaml", 256, 60, overrides=L14),
 }
 TITLES = {"vit_b32": "ViT-B/32", "vit_b16": "ViT-B/16", "vit_l14": "ViT-L/14", "icons": "the demo's towers"}
 
 
 def overrides(case: Case, icons: Path) -> tuple[str, ...]:
     """Return what is changed in the case's config beside the data."""
-    return (f"model.tokenizer={icons}/tokenizer",) if "iconcaps" in case.config else ()
+    return (*case.overrides, *([f"model.tokenizer={icons}/tokenizer"] if "iconcaps" in case.config else []))
 
 
 def write_start(case: Case, folder: Path, changes: tuple[str, ...]) -> tuple[Recipe, pretrained.Pretrained]:
