@@ -37,6 +37,7 @@ def train(recipe: Recipe, device: torch.device) -> int:
     folder = RunFolder(recipe.run.folder, config=config.dump(recipe))
     if dist.is_main():
         words.save(folder.path / "tokenizer")  # a run stays usable when the corpus is gone
+    stream = recipe.data.order == "stream"  # its batches have no numbers
     quarantine = Quarantine(folder.path / "quarantine.jsonl", recipe.data.max_bad_fraction)
 
     def on_bad(batch: Batch, step: int) -> None:
@@ -48,14 +49,22 @@ def train(recipe: Recipe, device: torch.device) -> int:
         mixture,
         recipe,
         folder=folder,
-        data=Data(batches=loader.iterate, state=loader.state, restore=loader.restore, on_bad=on_bad),
+        data=Data(
+            batches=loader.iterate,
+            state=loader.state,
+            restore=loader.restore,
+            exclude=None if stream else lambda batches: loader.exclude(batches=batches),
+            batch_at=(lambda step: step) if stream else lambda step: loader.excluded.batch_at(step),
+            on_bad=on_bad,
+        ),
         steps=steps,
         device=device,
         seed=recipe.run.seed,
         identity=Identity(
             fingerprint={"order": loader.fingerprint(), "architecture": recipes.architecture(recipe, words)},
-            optimisation=recipe.model_dump(mode="json", include={"train", "optim"}),
+            optimisation=recipe.model_dump(mode="json", include={"train", "optim", "ema"}),
         ),
+        average=recipe.ema,
         hooks=eval_hooks(recipe, mixture, folder.path, steps=steps, words=words, device=device),
     )
     return trainer.run()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pretrain import dist, registry
 from pretrain.batch import Batch
 from pretrain.config import ConfigError, Section
+from pretrain.models.depth import Depth
 from pretrain.models.vlm import VLM, Encodings
 
 
@@ -96,6 +97,10 @@ class Mixture(nn.Module):
         self.objectives = nn.ModuleDict(objectives)
         self._contrasts = {name: o for name, o in objectives.items() if isinstance(o, Contrast)}
         self._sums = {name: o for name, o in objectives.items() if name not in self._contrasts}
+
+    def depths(self) -> dict[str, Depth]:
+        """Return where each parameter of the model's towers lies, by name."""
+        return {f"model.{name}": found for name, found in self.model.depths().items()}
 
     def whole(self) -> list[str]:
         """Return the objectives that cannot be trained in micro-batches."""
