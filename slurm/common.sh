@@ -19,6 +19,7 @@ in_a_job() { # INSTEAD: refuse to go on outside SLURM
 # Which Python: $PYTHON, or the clone's environment.
 if [[ -z ${PYTHON:-} && -x $clone/.venv/bin/python ]]; then PYTHON=$clone/.venv/bin/python; fi
 PYTHON=${PYTHON:-python}
+HOST_PYTHON=${HOST_PYTHON:-$PYTHON} # for the launcher, where PYTHON leads into a container, which has no srun
 export PYTHONPATH=$clone${PYTHONPATH:+:$PYTHONPATH}
 start=$((${SLURM_RESTART_COUNT:-0} + 1))
 # The last task of an array to start has the number of the whole array: by that, all tasks would be queued again.

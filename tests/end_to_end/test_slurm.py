@@ -6,6 +6,7 @@ lost, done twice or done otherwise would show.
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -177,9 +178,15 @@ def test_a_cancelled_job_stays_so(cluster, config) -> None:
     assert (found["JobState"], found["Restarts"]) == ("CANCELLED", "0")
 
 
-def test_a_mistake_ends_the_job_with_its_sentence(cluster, config) -> None:
+def test_a_mistake_ends_the_job_with_its_sentence(cluster, config, tmp_path) -> None:
+    """Also where the ranks' Python is in a container: here a script that says so."""
+    inside = tmp_path / "in_container"
+    inside.write_text(f'#!/bin/sh\necho inside; exec {sys.executable} "$@"\n')
+    inside.chmod(0o755)
+    words = ("--nodes=2", "--ntasks-per-node=1", "slurm/pretrain.sbatch", config, "run.name=mistake", "optim.rate=1")
     run = config.parent / "runs" / "mistake"
-    work = Work(cluster, run, *TWO_NODES, "slurm/pretrain.sbatch", config, "run.name=mistake", "optim.rate=1")
+    work = Work(cluster, run, *words, PYTHON=str(inside), HOST_PYTHON=sys.executable)
     work.ended("FAILED")
     assert "unknown key 'optim.rate'" in work.log()
+    assert work.log().count("inside") == 2  # ranks
     assert cluster.job(work.number)["ExitCode"] == "2:0"
