@@ -139,9 +139,8 @@ def test_whatever_happens_to_its_nodes_the_job_goes_on(cluster, config, uninterr
 
 def test_a_node_that_was_away_writes_nothing_when_it_comes_back(cluster, config, uninterrupted) -> None:
     """The time limit; then a node that is cut off and stands still wakes up when its job runs elsewhere."""
-    work = submitted(
-        cluster, config, "fenced", "--nodes=1", "--ntasks-per-node=2", "--time=1", "--signal=B:USR1@45"
-    )  # fmt: skip
+    one_rank = ("--nodes=1", "--ntasks-per-node=1", "--time=1", "--signal=B:USR1@45")
+    work = submitted(cluster, config, "fenced", *one_rank)
     saved = work.at(7)
     frozen = work.ranks(work.nodes[0])
     send(frozen, signal.SIGSTOP)  # or a fast machine would be done before the limit
@@ -163,7 +162,7 @@ def test_a_node_that_was_away_writes_nothing_when_it_comes_back(cluster, config,
     work.said("another start of this run has taken over")
     cluster.nodes[away].plug()
     work.ended("COMPLETED")
-    assert losses(work.run) == uninterrupted
+    close(losses(work.run), uninterrupted, 1e-4)
 
 
 def test_a_cancelled_job_stays_so(cluster, config) -> None:
