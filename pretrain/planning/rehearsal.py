@@ -27,6 +27,7 @@ from pretrain.batch import Batch
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.engine import optim
 from pretrain.engine.precision import Autocast
+from pretrain.losses.contrastive import TILE
 from pretrain.models.vlm import VLM
 from pretrain.objectives import base as objectives
 
@@ -184,11 +185,11 @@ def flop_counter() -> FlopCounterMode:
     )
 
 
-def gathered(step: Step, *, world: int, width: int, tile: int) -> int:
+def gathered(step: Step, *, world: int, width: int) -> int:
     """Return the bytes that the loss holds more on `world` ranks than on one, for features of `width` numbers.
 
     Both features of all rows and their gradients are gathered; a tile of logits spans all rows and is held up to three
     times (logits, positives, probabilities).
     """
     more = (world - 1) * step.rows
-    return more * (4 * 4 * width + 9 * min(tile, step.rows)) if more > 0 else 0
+    return more * (4 * 4 * width + 9 * min(TILE, step.rows))
