@@ -70,7 +70,9 @@ class Plan:
 
     def text(self) -> str:
         """Return the plan as people read it."""
-        return "\n".join([*_parameters(self), *_memory(self), *_length(self), *(f"warning: {w}" for w in self.warnings)])
+        return "\n".join(
+            [*_parameters(self), *_memory(self), *_length(self), *(f"warning: {w}" for w in self.warnings)]
+        )
 
 
 def resolve(recipe: Recipe, machines: Machines | None = None) -> Plan:
@@ -106,9 +108,7 @@ def resolve(recipe: Recipe, machines: Machines | None = None) -> Plan:
         pairs_per_s=rate,
         estimated=not here.throughput,
         seconds=outlook.seconds(found, batch_size=recipe.train.batch_size, pairs_per_s=rate),
-        warnings=cautions.cautions(
-            recipe, found, needs, world=here.world, nodes=here.nodes, limit=here.memory
-        ),
+        warnings=cautions.cautions(recipe, found, needs, world=here.world, nodes=here.nodes, limit=here.memory),
     )
 
 
@@ -134,7 +134,9 @@ def _memory(plan: Plan) -> list[str]:
         "gradients": needs.gradients, "buckets": needs.buckets, "gathered weights": needs.gathered,
         "activations": needs.activations, "loss, gathering": needs.loss, "batches": needs.data,
     }  # fmt: skip
-    out = [f"memory of each of {where.world} ranks, {word} (ZeRO {plan.stage}, {plan.precision}, {plan.step.rows} rows)"]
+    out = [
+        f"memory of each of {where.world} ranks, {word} (ZeRO {plan.stage}, {plan.precision}, {plan.step.rows} rows)"
+    ]
     out += [_row(name, f"{size / unit:,.2f}") for name, size in parts.items() if size]
     moments = ", ".join(f"{name} {size / unit:,.2f}" for name, size in needs.moment_peaks.items())
     out.append(_row("tensors at most", f"{needs.peak / unit:,.2f}", f"({moments})"))
@@ -149,7 +151,9 @@ def _length(plan: Plan) -> list[str]:
     if found.steps:
         epochs = f"{found.epochs:,.3g} epochs of {found.samples:,} samples" if found.samples else "samples not counted"
         out.append(_row("steps", f"{found.steps:,}", epochs))
-    out.append(_row("shards", f"{found.shards:,}", f"{found.shards_per_rank:,.3g} a rank, {found.remote} of them remote"))
+    out.append(
+        _row("shards", f"{found.shards:,}", f"{found.shards_per_rank:,.3g} a rank, {found.remote} of them remote")
+    )
     if found.working_set is not None:
         note = f"GB in {found.open_shards} shards that batches are drawn from at a time"
         out.append(_row("working set", f"{found.working_set / 1e9:,.3g}", note))

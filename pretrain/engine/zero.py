@@ -146,9 +146,7 @@ class Engine:
             self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
                 model=wrapped,
                 optimizer=optimizer,
-                config=deepspeed_config(
-                    config, rows=rows, grad_clip=optim_config.grad_clip, trained=trained, pin=pin
-                ),
+                config=deepspeed_config(config, rows=rows, grad_clip=optim_config.grad_clip, trained=trained, pin=pin),
                 dist_init_required=False,
             )
         except (ValueError, TypeError) as error:  # pydantic's complaint about zero.extra
