@@ -98,7 +98,8 @@ def eval_hooks(
 def main(words: list[str] | None = None) -> int:
     """Read the command line and train; return the exit code."""
     parser = command.training_parser(__doc__, EXAMPLE)
-    parser.add_argument("--plan", action="store_true", help="print parameters and steps, build nothing, and stop")
+    parser.add_argument("--plan", action="store_true", help="print memory, steps and time, build nothing, and stop")
+    plan.add_arguments(parser)
     args = parser.parse_intermixed_args(words)
     if args.schema:
         print(json.dumps(recipes.schema(), indent=1))
@@ -108,9 +109,11 @@ def main(words: list[str] | None = None) -> int:
 
     def run() -> int:
         recipe = config.load(Recipe, args.config, args.override)
-        if args.print_config or args.plan:
-            print(config.dump(recipe) if args.print_config else plan.table(recipe))
+        if args.print_config:
+            print(config.dump(recipe))
             return 0
+        if args.plan:
+            return plan.show(recipe, args)
         return train(recipe, process.setup_process_group())
 
     return command.guarded(run)

@@ -75,15 +75,27 @@ class Fragment(NamedTuple):
     replicated: bool = False  #: every rank holds the same
 
 
-def deepspeed_config(config: Config, *, rows: int, grad_clip: float, pin: bool = False) -> dict[str, Any]:
-    """Return DeepSpeed's config; `rows` is the batch size of one rank, `pin` locks the pages of what is offloaded."""
+BUCKET = 500_000_000  #: elements of the buffer through which gradients travel, at most; DeepSpeed's own default
+
+
+def deepspeed_config(
+    config: Config, *, rows: int, grad_clip: float, trained: int = BUCKET, pin: bool = False
+) -> dict[str, Any]:
+    """Return DeepSpeed's config; `rows` is the batch size of one rank, `pin` locks the pages of what is offloaded.
+
+    `trained` is the number of trained parameters: the buffer of gradients need not be larger, by default it is 2 GB.
+    """
     host = {"device": "cpu", "pin_memory": pin}
     offload = {"none": (), "optimizer": ("offload_optimizer",), "all": ("offload_optimizer", "offload_param")}
     tree: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": rows,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": grad_clip if config.stage else 0.0,  # stage 0 is clipped here, where its norm is seen
-        "zero_optimization": {"stage": config.stage, **dict.fromkeys(offload[config.offload], host)},
+        "zero_optimization": {
+            "stage": config.stage,
+            "reduce_bucket_size": max(1, min(BUCKET, trained)),
+            **dict.fromkeys(offload[config.offload], host),
+        },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW does as well on a CPU and compiles nothing
         "steps_per_print": 10**12,
@@ -127,12 +139,14 @@ class Engine:
         self.shapes = {name: tuple(p.shape) for name, p in kept}
         wrapped = Autocast(module, precision, device_type=device.type).to(device)
         optimizer = optim.build(module, optim_config, device=device)
+        trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        pin = device.type == "cuda"
         self.groups = optim.describe(optimizer.param_groups)  #: a line each; as they are before ZeRO flattens them
         try:
             self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
                 model=wrapped,
                 optimizer=optimizer,
-                config=deepspeed_config(config, rows=rows, grad_clip=optim_config.grad_clip, pin=device.type == "cuda"),
+                config=deepspeed_config(config, rows=rows, grad_clip=optim_config.grad_clip, trained=trained, pin=pin),
                 dist_init_required=False,
             )
         except (ValueError, TypeError) as error:  # pydantic's complaint about zero.extra
