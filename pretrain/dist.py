@@ -109,6 +109,15 @@ def total(value: Tensor) -> Tensor:
     return out
 
 
+def logsumexp(value: Tensor) -> Tensor:
+    """Return log(sum over ranks of exp(value)), elementwise (not in place, no gradient)."""
+    if world() == 1:
+        return value
+    top = value.detach().clone()
+    torch_dist.all_reduce(top, op=torch_dist.ReduceOp.MAX)
+    return total((value - top).exp_()).log_().add_(top)
+
+
 def any_rank(flag: bool, *, device: torch.device | str = "cpu") -> bool:  # noqa: FBT001 (the value itself)
     """Return whether `flag` is true on any rank: how ranks agree to stop or save."""
     if world() == 1:

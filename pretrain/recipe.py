@@ -13,6 +13,7 @@ from pretrain.data.compose import Composer
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.transforms import Transform
 from pretrain.engine.checkpoint import Config as Checkpoint
+from pretrain.engine.ema import Config as Ema
 from pretrain.engine.monitor import Config as Monitor
 from pretrain.engine.optim import Config as Optim
 from pretrain.engine.rollback import Config as Faults
@@ -63,6 +64,7 @@ class Recipe(Section):
     objectives: dict[str, SerializeAsAny[objective_base.Config]]
     train: Train
     optim: Optim = Field(default_factory=Optim)
+    ema: Ema = Field(default_factory=Ema)
     zero: Zero = Field(default_factory=Zero)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     monitor: Monitor = Field(default_factory=Monitor)
@@ -138,7 +140,11 @@ def build_loader(recipe: Recipe, words: Tokenizer) -> loader.Loader | stream.Str
 
 def architecture(recipe: Recipe, words: Tokenizer) -> dict[str, Any]:
     """Return what must not change when a run goes on: towers, vocabulary and what their outputs mean."""
-    tree = recipe.model.model_dump(mode="json", exclude={"tokenizer"})
+    beside = {"checkpointing", "patch_dropout"}  # how it is trained
+    tree = recipe.model.model_dump(mode="json", exclude={"tokenizer": True, "vision": beside, "text": beside})
+    for tower in (tree["vision"], tree["text"]):
+        if not tower["unlocked_blocks"]:  # older checkpoints have no such key
+            del tower["unlocked_blocks"]
     return {"model": tree, "tokenizer": words.fingerprint, "objectives": sorted(recipe.objectives)}
 
 

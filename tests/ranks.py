@@ -38,6 +38,15 @@ GRACE = 5.0
 LINEAR = torch.nn.functional.linear
 
 
+def a_port() -> str:
+    """Return a free port for a launcher, from below those that the system hands out by itself."""
+    for port in range(20000 + os.getpid() * 7 % 10000, 32000):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return str(port)
+    raise RuntimeError("no port is free between 20000 and 32000")
+
+
 class RankError(AssertionError):
     """A rank raised or hung; the message carries its traceback."""
 

@@ -333,8 +333,11 @@ def load(engine: Engine, path: Path, state: dict[str, Any]) -> None:
     if state["optimizer_step"]:
         engine.make_moments(state["optimizer_step"])
     pieces = Pieces(path)
+    averaged = set(pieces.names("ema"))
     for f in engine.fragments():
         for kind, view in {"weight": f.weight, **f.moments}.items():
+            # an average that the run did not keep before starts from the weights
+            kind = "weight" if kind == "ema" and f.name not in averaged else kind
             pieces.read(kind, f.name, view, start=f.start)
     for name, buffer in buffers(engine.module).items():
         flat = torch.empty(buffer.numel(), dtype=buffer.dtype)

@@ -136,8 +136,10 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
+def read_weights(path: str | Path, *, average: bool = False) -> dict[str, Tensor]:
     """Return the whole parameters and buffers of a checkpoint by name (for export and evaluation; one process).
+
+    With `average`, the moving average of a parameter where the run kept one (engine/ema.py).
 
     Raises:
         CheckpointError: the checkpoint is damaged or incomplete.
@@ -146,9 +148,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     try:
         verify(path)
         state, pieces, out = read_state(path), Pieces(path), {}
+        averaged = set(pieces.names("ema")) if average else ()
         for name, shape in state["parameters"].items():
             out[name] = torch.empty(shape)
-            pieces.read("weight", name, out[name].view(-1))
+            pieces.read("ema" if name in averaged else "weight", name, out[name].view(-1))
         for name, (dtype, *shape) in state["buffers"].items():
             out[name] = torch.empty(shape, dtype=getattr(torch, dtype))
             pieces.read("buffer", name, out[name].view(-1))

@@ -108,6 +108,7 @@ def describe() -> dict[str, Any]:
         else platform.processor() or platform.machine(),
         "commit": _commit(),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "launch": os.environ.get("DIPTYCH_LAUNCH"),  # by which launcher/ tells a start of its own from another's
     }
 
 

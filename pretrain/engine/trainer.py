@@ -17,12 +17,13 @@ from pretrain import dist
 from pretrain.batch import Batch
 from pretrain.config import ConfigError, Section
 from pretrain.data.quarantine import TooManyBad
-from pretrain.engine import checkpoint, monitor, optim, rollback, stragglers, watchdog, zero
+from pretrain.engine import accumulate, checkpoint, ema, monitor, optim, rollback, stragglers, watchdog, zero
 from pretrain.engine.agreement import Agreed, Agreement
 from pretrain.engine.precision import Precision
 from pretrain.engine.preemption import EXIT_INTERRUPTED, EXIT_REQUEUE, Preemption
 from pretrain.engine.rollback import Trouble
 from pretrain.engine.run_folder import RunFolder, StaleRunError
+from pretrain.models import blocks
 
 
 class TrainingError(RuntimeError):
@@ -36,7 +37,10 @@ class Config(Section):
     samples: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
     batch_size: int = Field(256, ge=1)  #: of all ranks together
+    #: rows of one rank that go through the model at once, to save memory: the step stays that of batch_size; null: all
+    micro_batch_size: int | None = Field(None, ge=1)
     precision: Precision = "fp32"
+    compile: bool = False  #: torch.compile of every block of the towers; the first step takes a minute or more
 
     @model_validator(mode="after")
     def _one_length(self) -> "Config":
@@ -69,6 +73,13 @@ class Config(Section):
             near = dist.world() * max(1, rows)
             raise ConfigError(
                 f"train.batch_size: {self.batch_size} is not divisible by {dist.world()} ranks; try {near}"
+            )
+        micro = self.micro_batch_size
+        if micro is not None and rows % micro:
+            near = max(n for n in range(1, min(micro, rows) + 1) if rows % n == 0)
+            raise ConfigError(
+                f"train.micro_batch_size: {micro} does not divide the {rows} rows of a rank "
+                f"(batch_size {self.batch_size} over {dist.world()} ranks); try {near}"
             )
         return rows
 
@@ -130,6 +141,7 @@ class Trainer:
         seed: int = 0,
         identity: Identity | None = None,
         hooks: Sequence[Hook] = (),
+        average: ema.Config | None = None,
     ) -> None:
         """Build the engine and resume. All ranks call it.
 
@@ -146,6 +158,8 @@ class Trainer:
         self.hooks = list(hooks)
         self.rows = sections.train.rows_per_rank()
         sections.optim.warmup_steps(steps)
+        if sections.train.compile:
+            blocks.compile_all(module)
         self.engine = zero.Engine(
             module,
             sections.zero,
@@ -154,7 +168,9 @@ class Trainer:
             rows=self.rows,
             device=device,
             keep_frozen=sections.checkpoint.frozen,
+            average=average,
         )
+        self.gradients = accumulate.Steps(self.engine, rows=sections.train.micro_batch_size, seed=seed)
         self.checkpoints = checkpoint.Checkpoints(folder, sections.checkpoint)
         state = self.checkpoints.restore(self.engine, fingerprint=self.identity.fingerprint)
         self.start = int(state["step"]) if state else 0
@@ -164,6 +180,8 @@ class Trainer:
         self.watchdog = watchdog.Watchdog(sections.watchdog, folder)
         self.stragglers = stragglers.Stragglers(sections.stragglers, device)
         self.monitor = self._monitor(self.start)
+        for line in self.engine.groups if sections.optim.layer_decay else ():
+            self.monitor.say(line)
         if state:
             self._announce(state)
             data.restore(state["data"])
@@ -290,20 +308,10 @@ class Trainer:
         waited = time.perf_counter() - began
         self.stragglers.got_data()
         self.watchdog.enter("forward")
-        dist.seed_step(self.seed, index, dist.rank())
         self.buffers.keep()
-        loss, logs = self.engine([batch.to(self.device)])
-        # launched before backward, read after it: the wait is hidden
-        agreement = Agreement(
-            loss,
-            batch,
-            preemption,
-            save=self._minutes_are_over(),
-            written=self.checkpoints.ready,
-            stale=dist.is_main() and self.monitor.due(index + 1) and not self.folder.owned(),
+        logs, (loss, agreement) = self.gradients(
+            batch, index, lambda loss: self._agree(loss.detach(), index, batch, preemption)
         )
-        self.watchdog.enter("backward")
-        self.engine.backward(loss)
         agreed = agreement.read()
         if agreed.stale:
             raise StaleRunError(
@@ -320,7 +328,7 @@ class Trainer:
         trouble = self.faults.judge(agreed.loss, broken=agreed.broken, norm=norm, scaled=scaled)
         if trouble is not None:
             self.buffers.put_back()
-            self._where = rollback.whereabouts(loss.detach(), batch.keys)
+            self._where = rollback.whereabouts(loss, batch.keys)
             return agreed, trouble
         scalars = {"loss": agreed.loss, "lr": lr, "grad_norm": norm}
         if self.engine.loss_scale is not None:
@@ -333,6 +341,19 @@ class Trainer:
                 self.folder.check_token()
         self.monitor.record(index + 1, seconds=time.perf_counter() - began, data_wait=waited, scalars=scalars)
         return agreed, None
+
+    def _agree(self, loss: Tensor, index: int, batch: Batch, preemption: Preemption) -> tuple[Tensor, Agreement]:
+        """Ask the ranks of step `index`, before its last backward; the answer is read after it: the wait is hidden."""
+        agreement = Agreement(
+            loss,
+            batch,
+            preemption,
+            save=self._minutes_are_over(),
+            written=self.checkpoints.ready,
+            stale=dist.is_main() and self.monitor.due(index + 1) and not self.folder.owned(),
+        )
+        self.watchdog.enter("backward")
+        return loss, agreement
 
     def _recover(self, index: int, trouble: Trouble) -> int | None:
         """Leave out the batch of step `index`, or go back; return the step to go on from where the run went back.

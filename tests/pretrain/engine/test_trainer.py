@@ -19,6 +19,7 @@ from pretrain.engine import checkpoint, trainer
 from pretrain.engine.preemption import EXIT_REQUEUE
 from tests import trouble
 from tests.pretrain.engine import tiny_run
+from tests.ranks import a_port
 
 SCRIPT = Path(tiny_run.__file__)
 
@@ -238,8 +239,7 @@ def start(folder: Path, *words: str, launcher: bool) -> subprocess.Popen:
     env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     env["TORCH_EXTENSIONS_DIR"] = str(folder / "extensions")
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
-    port = str(20000 + os.getpid() % 20000)
-    head = ["deepspeed", "--num_gpus", "2", "--master_port", port] if launcher else [sys.executable]
+    head = ["deepspeed", "--num_gpus", "2", "--master_port", a_port()] if launcher else [sys.executable]
     command = [*head, str(SCRIPT), str(folder), "train.steps=10000", "pause=0.02", *words]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
