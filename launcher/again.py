@@ -8,13 +8,24 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Callable
+from typing import Callable, Mapping
 
 from launcher import slurm
 
 PATIENCE = 600.0  #: seconds that a dead controller has to come back
 PAUSE = 5.0
 AWAY = ("contact slurm controller", "has not answered", "Socket timed out", "Connection refused")
+
+
+def own_job(env: Mapping[str, str]) -> str:
+    """Return the name of the job that this process is in, "" where it is in none.
+
+    A task of an array has a number of its own, but the last one to start has that of the whole array: by that number
+    all tasks would be queued again.
+    """
+    if "SLURM_ARRAY_JOB_ID" in env and "SLURM_ARRAY_TASK_ID" in env:
+        return env["SLURM_ARRAY_JOB_ID"] + "_" + env["SLURM_ARRAY_TASK_ID"]
+    return env.get("SLURM_JOB_ID", "")
 
 
 def requeue(job: str, say: Callable[[str], None], *, patience: float = PATIENCE, pause: float = PAUSE) -> str:

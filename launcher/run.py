@@ -9,7 +9,7 @@ import sys
 import tempfile
 import uuid
 
-from launcher import command, environment, hostfile, machine, resume, run_folder, slurm, world
+from launcher import again, command, environment, hostfile, machine, resume, run_folder, slurm, world
 from launcher.job import KINDS, PROGRAMS, Job, JobError
 from launcher.supervise import LAUNCH, Supervisor
 from launcher.verdict import Policy
@@ -176,7 +176,7 @@ def launch(job: Job, policy: Policy, *, dry_run: bool = False) -> int:
         run=folder,
         policy=policy,
         kind=job.kind,
-        slurm_job=os.environ.get("SLURM_JOB_ID", "") if here.kind == "slurm" else "",
+        slurm_job=again.own_job(os.environ) if here.kind == "slurm" else "",
         nodes=job.nodes,
         by_hand=not here.restart,
         records=job.node_rank <= 0,

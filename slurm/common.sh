@@ -19,10 +19,14 @@ in_a_job() { # INSTEAD: refuse to go on outside SLURM
 # Which Python: $PYTHON, or the clone's environment.
 if [[ -z ${PYTHON:-} && -x $clone/.venv/bin/python ]]; then PYTHON=$clone/.venv/bin/python; fi
 PYTHON=${PYTHON:-python}
+HOST_PYTHON=${HOST_PYTHON:-$PYTHON} # for the launcher, where PYTHON leads into a container, which has no srun
 export PYTHONPATH=$clone${PYTHONPATH:+:$PYTHONPATH}
 start=$((${SLURM_RESTART_COUNT:-0} + 1))
+# The last task of an array to start has the number of the whole array: by that, all tasks would be queued again.
+job=${SLURM_ARRAY_TASK_ID:+${SLURM_ARRAY_JOB_ID:-}_$SLURM_ARRAY_TASK_ID}
+job=${job:-${SLURM_JOB_ID:-}}
 
-say() { echo "$(date +%FT%T) job ${SLURM_JOB_ID:-}, start $start: $*" >&2; }
+say() { echo "$(date +%FT%T) job $job, start $start: $*" >&2; }
 
 # Run a command and pass signals on to it, as SIGNAL: USR1 of sbatch's --signal, TERM of scancel, preemption, time limit.
 # Sets $code and $asked. A command that is `exec`ed gets them itself.
@@ -51,12 +55,12 @@ run_and_pass() { # SIGNAL COMMAND WORD ...
 requeue() {
   local try found
   for ((try = 0; try < 120; try++)); do
-    if found=$(scontrol show job --oneliner "$SLURM_JOB_ID" 2>/dev/null); then
+    if found=$(scontrol show job --oneliner "$job" 2>/dev/null); then
       if [[ $found != *" JobState=RUNNING "* || $found != *" Restarts=$((start - 1)) "* ]]; then
         say "cancelled, or queued again already: not queued again"
         return
       fi
-      if scontrol requeue "$SLURM_JOB_ID"; then return; fi
+      if scontrol requeue "$job"; then return; fi
     fi
     sleep 5
   done

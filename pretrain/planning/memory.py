@@ -15,14 +15,15 @@ it is not the fused one of GPUs. A save copies weights and moments to host memor
 
 from dataclasses import dataclass
 
+from pretrain.data.loader import PREFETCH
 from pretrain.engine.optim import MOMENTS
+from pretrain.engine.zero import BUCKET
 from pretrain.planning.rehearsal import Step
 from pretrain.recipe import Recipe
 
 GIB = 2**30
 FLOAT = 4
-BUCKET = 500_000_000  # elements; DeepSpeed's reduce_bucket_size where zero.extra gives none
-PROGRAM = 1.0 * GIB  # CUDA's own context and libraries on a GPU, which no tensor shows
+PROGRAM = 1.0 * GIB  # what no tensor shows: CUDA's context on a GPU; on a CPU the libraries of this process
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Memory:
     parameters: int
     master: int  #: ZeRO's own copy of what it steps
     moments: int
+    average: int  #: the moving average of the weights
     gradients: int
     buckets: int  #: through which gradients travel
     gathered: int  #: ZeRO-3's whole weights while they are used
@@ -39,6 +41,7 @@ class Memory:
     loss: int  #: features of other ranks and tiles of logits
     data: int  #: batches in the hands of this rank
     moment_peaks: dict[str, int]  #: backward, step, save -> bytes on the device then
+    host: int  #: host memory of what zero.offload takes off the device
     save: int  #: host memory that a save takes
     workers: int  #: host memory of batches that loader processes have ready
 
@@ -57,7 +60,10 @@ def forecast(recipe: Recipe, step: Step, *, world: int, loss: int, cpu: bool) ->
     bucket = FLOAT * bucket_elements(recipe, step.trained) if stage else min(whole, FLOAT * BUCKET)
     weights = -(-(whole + frozen) // world) if stage == 3 else whole + frozen
     master = part if stage else 0
-    steady = weights + master + moments + step.buffers + step.batch * 2
+    average = part if recipe.ema.decay else 0
+    away = 0 if cpu or recipe.zero.offload == "none" else master + moments
+    away += weights if recipe.zero.offload == "all" and not cpu else 0
+    steady = weights + master + moments + average - away + step.buffers + step.batch * 2
     if stage == 3:
         steady += part + bucket
     temporary = 0 if not cpu else 2 * (FLOAT * step.group // world if stage else FLOAT * step.largest)
@@ -67,7 +73,8 @@ def forecast(recipe: Recipe, step: Step, *, world: int, loss: int, cpu: bool) ->
         backward = max(backward, steady + whole + bucket)
     flat = FLOAT * step.group // world if stage else 0
     update = steady + (part if stage in (1, 2) else whole if not stage else 0) + flat + temporary
-    save = (whole + len(MOMENTS[recipe.optim.optimizer]) * whole + frozen * bool(recipe.checkpoint.frozen)) // world
+    copies = 1 + len(MOMENTS[recipe.optim.optimizer]) + bool(recipe.ema.decay)
+    save = (copies * whole + frozen * bool(recipe.checkpoint.frozen)) // world
     peaks = {"backward": backward, "optimizer step": update}
     if cpu:
         peaks["save"] = steady + save
@@ -75,6 +82,7 @@ def forecast(recipe: Recipe, step: Step, *, world: int, loss: int, cpu: bool) ->
         parameters=weights,
         master=master,
         moments=moments,
+        average=average,
         gradients=whole,
         buckets=bucket,
         gathered=gathered,
@@ -82,6 +90,7 @@ def forecast(recipe: Recipe, step: Step, *, world: int, loss: int, cpu: bool) ->
         loss=loss,
         data=2 * step.batch,
         moment_peaks=peaks,
+        host=away,
         save=save,
         workers=worker_bytes(recipe, step),
     )
@@ -95,6 +104,4 @@ def bucket_elements(recipe: Recipe, trained: int) -> int:
 
 def worker_bytes(recipe: Recipe, step: Step) -> int:
     """Return the bytes of batches that the loader's processes of one rank have ready, in shared memory."""
-    from pretrain.data.loader import PREFETCH
-
     return recipe.data.workers * PREFETCH * step.batch

@@ -8,6 +8,7 @@ optimizer (from the end of backward: what is left of the gradients' reduction, n
 """
 
 import json
+import os
 import sys
 import time
 from collections import defaultdict
@@ -122,7 +123,7 @@ class Stages:
         """Write the mean seconds of a step by stage."""
         counted = self.steps[WARM:]
         names = sorted({name for step in counted for name in step})
-        if torch_dist.get_rank() == 0:
+        if os.environ.get("RANK", "0") == "0":
             means = {name: sum(step.get(name, 0.0) for step in counted) / len(counted) for name in names}
             self.file.write_text(json.dumps(means))
 

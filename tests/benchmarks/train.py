@@ -3,6 +3,9 @@
 python -m tests.benchmarks.train --peers .venv-bench/bin/python [--case vit_b32 icons] [--rounds 3]
 python -m tests.benchmarks.train --peers .venv-bench/bin/python --device cuda      (ViT-B/32, B/16, L/14 in bf16)
 
+The second also tells MFU, memory and how long a save stops training; the loss alone, at the batch of a cluster:
+python -m tests.benchmarks.loss --device cuda --rows 131072
+
 Each trainer is started by its own command and judged by its own log. Starts take turns, `--rounds` times. Writes
 tests/benchmarks/results/train.md, or train_cuda.md.
 """
@@ -40,8 +43,14 @@ class Case(NamedTuple):
     batch: int  #: of all ranks
     steps: int
     lr: float = 1e-4
+    overrides: tuple[str, ...] = ()
 
 
+# of OpenAI's release, as the config of B/16 but for the widths
+L14 = (
+    "model.vision.name=vit_large_patch14_clip_224", "model.embed_dim=768",
+    "model.text.width=768", "model.text.heads=12",
+)  # fmt: skip
 CPU = {
     "vit_b32": Case("pretrain/configs/clip_vit_b32.yaml", 32, 7),
     "icons": Case("pretrain/configs/clip_iconcaps.yaml", 128, 40, 1e-3),
@@ -49,14 +58,14 @@ CPU = {
 CUDA = {
     "vit_b32": Case("pretrain/configs/clip_vit_b32.yaml", 2048, 60),
     "vit_b16": Case("pretrain/configs/clip_vit_b16.yaml", 1024, 60),
-    "vit_l14": Case("pretrain/configs/clip_vit_l14.yaml", 256, 60),
+    "vit_l14": Case("pretrain/configs/clip_vit_b16.yaml", 256, 60, overrides=L14),
 }
 TITLES = {"vit_b32": "ViT-B/32", "vit_b16": "ViT-B/16", "vit_l14": "ViT-L/14", "icons": "the demo's towers"}
 
 
 def overrides(case: Case, icons: Path) -> tuple[str, ...]:
     """Return what is changed in the case's config beside the data."""
-    return (f"model.tokenizer={icons}/tokenizer",) if "iconcaps" in case.config else ()
+    return (*case.overrides, *([f"model.tokenizer={icons}/tokenizer"] if "iconcaps" in case.config else []))
 
 
 def write_start(case: Case, folder: Path, changes: tuple[str, ...]) -> tuple[Recipe, pretrained.Pretrained]:
@@ -178,6 +187,7 @@ def lines_of_case(name: str, case: Case, args: argparse.Namespace, folder: Path)
         f"`{case.config}`, batch {task.batch} on {task.ranks} rank(s), {task.precision}; captions of {min(words)} to "
         f"{max(words)} words (mean {statistics.mean(words):.1f}), at most {cut} tokens. A pair is {full:.2f} GFLOP at "
         f"{start.config.text.context_length} tokens, {short:.2f} at {cut}.",
+        command(args),
         "",
         head,
         "|" + "---|" * (head.count("|") - 1),
@@ -208,31 +218,44 @@ def main() -> int:
     chosen = args.case or list(cases)
     if unknown := set(chosen) - set(cases):
         parser.error(f"--case {sorted(unknown)[0]}: not a case of {args.device}; there are {', '.join(cases)}")
-    parts = []
-    for name in chosen:
-        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-            parts += lines_of_case(name, cases[name], args, Path(folder))
     path = RESULTS / ("train_cuda.md" if cuda else "train.md")
     path.parent.mkdir(exist_ok=True)
-    path.write_text("\n".join([*heading(args), *parts]))
+    for name in chosen:
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            lines = lines_of_case(name, cases[name], args, Path(folder))
+        write_case(path, name, list(cases), lines)
     print(path.read_text())
     return 0
 
 
-def heading(args: argparse.Namespace) -> list[str]:
-    """Return what the page says of all cases."""
+def write_case(path: Path, name: str, order: list[str], lines: list[str]) -> None:
+    """Put a case's lines into the page; the other cases stay as they were measured."""
+    _, *found = path.read_text().split("\n## ") if path.exists() else [""]
+    sections = {section.partition("\n")[0]: f"## {section.strip()}\n" for section in found}
+    sections[TITLES[name]] = "\n".join(lines).strip() + "\n"
+    known = [sections[TITLES[case]] for case in order if TITLES[case] in sections]
+    path.write_text("\n".join([*heading(), *known]))
+
+
+def command(args: argparse.Namespace) -> str:
+    """Return how and where a case was measured."""
     where = machine() if args.device == "cpu" else f"{args.ranks} x {torch.cuda.get_device_name()}; {machine()}"
     words = " ".join(["python -m tests.benchmarks.train", *_without_paths(sys.argv[1:])])
+    versions = f"torch {version('torch')}, deepspeed {version('deepspeed')}, open_clip_torch 3.3.0"
+    return f"`{words}`, {args.rounds} rounds. {where}; {versions}; load of the machine {os.getloadavg()[2]:.1f}."
+
+
+def heading() -> list[str]:
+    """Return what the page says of all cases."""
     return [
         "# Training end to end, beside open_clip's trainer",
         "",
-        f"`{words}`. {where}; torch {version('torch')}, deepspeed {version('deepspeed')}, open_clip_torch 3.3.0.",
         "Both train the same architecture from the same weights on the same shards, with equal batch, ranks, threads,",
         "memory pages, loading processes and augmentation, each started by its own command and judged by its own log",
-        f"(all steps but the first 2 of a start); starts take turns, {args.rounds} rounds. `by round`: each start's",
+        "(all steps but the first 2 of a start); starts take turns, for some rounds. `by round`: each start's",
         "median. `ratio`: to open_clip, the middle one of the rounds. open_clip runs with `--local-loss",
         "--gather-with-grad`; 3.3.0 cannot run several ranks on a CPU, where one argument of",
-        f"DistributedDataParallel is left out. Load of the machine at the end, all programs: {os.getloadavg()[2]:.1f}.",
+        "DistributedDataParallel is left out. Load: of all programs, 15 minutes, at the end of a case.",
         "",
     ]
 

@@ -98,7 +98,8 @@ def run(command: Sequence[str], folder: Path, *, ranks: int, device: str) -> Non
     """
     shutil.rmtree(folder, ignore_errors=True)
     cores = len(os.sched_getaffinity(0))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(max(1, cores // ranks))}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(max(1, cores // ranks))}
     if device == "cpu":
         environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     log = folder.with_suffix(".log")

@@ -217,8 +217,8 @@ class Cluster:
             except OSError:
                 continue
             rank = next((int(v[13:]) for v in variables if re.fullmatch(rb"SLURM_PROCID=\d+", v)), None)
-            trains = b"SLURM_JOB_ID=%d" % int(number) in variables and re.search(
-                rb"\0(pretrain|finetune)\.main\0", words
+            trains = (
+                re.search(rb"(pretrain|finetune)/main\.py\0", words) and b"SLURM_JOB_ID=%d" % int(number) in variables
             )
             if trains and rank is not None and any(v.startswith(b"SLURM_STEP_NUM_TASKS=") for v in variables):
                 found.setdefault(rank, pid)  # the youngest are its loader's workers

@@ -27,10 +27,10 @@ def environment() -> dict[str, str]:
 class Work:
     """One job. `run` is the folder of its run."""
 
-    def __init__(self, cluster: Cluster, run: Path, *words: str | Path) -> None:
-        """Submit: sbatch's options, a script of slurm/, and its words."""
+    def __init__(self, cluster: Cluster, run: Path, *words: str | Path, **env: str) -> None:
+        """Submit: sbatch's options, a script of slurm/, and its words; `env` beyond a user's shell."""
         self.cluster, self.run = cluster, run
-        self.number = cluster.submit(f"--output={cluster.folder}/log/job-%j.out", *words, env=environment())
+        self.number = cluster.submit(f"--output={cluster.folder}/log/job-%j.out", *words, env={**environment(), **env})
 
     def log(self) -> str:
         """Return what the job has printed."""

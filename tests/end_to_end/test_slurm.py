@@ -6,6 +6,7 @@ lost, done twice or done otherwise would show.
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -138,9 +139,8 @@ def test_whatever_happens_to_its_nodes_the_job_goes_on(cluster, config, uninterr
 
 def test_a_node_that_was_away_writes_nothing_when_it_comes_back(cluster, config, uninterrupted) -> None:
     """The time limit; then a node that is cut off and stands still wakes up when its job runs elsewhere."""
-    work = submitted(
-        cluster, config, "fenced", "--nodes=1", "--ntasks-per-node=2", "--time=1", "--signal=B:USR1@45"
-    )  # fmt: skip
+    one_rank = ("--nodes=1", "--ntasks-per-node=1", "--time=1", "--signal=B:USR1@45")
+    work = submitted(cluster, config, "fenced", *one_rank)
     saved = work.at(7)
     frozen = work.ranks(work.nodes[0])
     send(frozen, signal.SIGSTOP)  # or a fast machine would be done before the limit
@@ -162,7 +162,7 @@ def test_a_node_that_was_away_writes_nothing_when_it_comes_back(cluster, config,
     work.said("another start of this run has taken over")
     cluster.nodes[away].plug()
     work.ended("COMPLETED")
-    assert losses(work.run) == uninterrupted
+    close(losses(work.run), uninterrupted, 1e-4)
 
 
 def test_a_cancelled_job_stays_so(cluster, config) -> None:
@@ -177,9 +177,15 @@ def test_a_cancelled_job_stays_so(cluster, config) -> None:
     assert (found["JobState"], found["Restarts"]) == ("CANCELLED", "0")
 
 
-def test_a_mistake_ends_the_job_with_its_sentence(cluster, config) -> None:
+def test_a_mistake_ends_the_job_with_its_sentence(cluster, config, tmp_path) -> None:
+    """Also where the ranks' Python is in a container: here a script that says so."""
+    inside = tmp_path / "in_container"
+    inside.write_text(f'#!/bin/sh\necho inside; exec {sys.executable} "$@"\n')
+    inside.chmod(0o755)
+    words = ("--nodes=2", "--ntasks-per-node=1", "slurm/pretrain.sbatch", config, "run.name=mistake", "optim.rate=1")
     run = config.parent / "runs" / "mistake"
-    work = Work(cluster, run, *TWO_NODES, "slurm/pretrain.sbatch", config, "run.name=mistake", "optim.rate=1")
+    work = Work(cluster, run, *words, PYTHON=str(inside), HOST_PYTHON=sys.executable)
     work.ended("FAILED")
     assert "unknown key 'optim.rate'" in work.log()
+    assert work.log().count("inside") == 2  # ranks
     assert cluster.job(work.number)["ExitCode"] == "2:0"
