@@ -9,8 +9,8 @@ P = bytes of trained fp32 parameters, W = ranks. Parameters, gradients and momen
 | 1, 2  | P + (master + moments) / W            | gradients P + a bucket       | gradients P / W, twice         |
 | 3     | (P + master + moments + gradients) / W + a bucket | gathered weights P + gradients P | gradients P / W    |
 
-AdamW is torch's fused one, which adds nothing; SGD adds a temporary of the largest tensor that it steps (a whole group's
-partition at stages 1 to 3). A save copies weights and moments to host memory, each rank its own part.
+AdamW is torch's fused one, which adds nothing; SGD adds a temporary of the largest tensor that it steps (a whole
+group's partition at stages 1 to 3). A save copies weights and moments to host memory, each rank its own part.
 """
 
 from dataclasses import dataclass
