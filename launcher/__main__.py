@@ -12,7 +12,7 @@ import sys
 from launcher.job import JobError
 from launcher.slurm import SlurmError
 
-COMMANDS = ("run", "submit", "status", "resume")
+COMMANDS = ("run", "submit", "status", "resume", "doctor")
 EXAMPLE = "example: python -m launcher run --ranks-per-node 2 pretrain/configs/clip_iconcaps.yaml train.steps=200"
 
 

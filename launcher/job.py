@@ -33,6 +33,7 @@ class Job:
     node_rank: int = -1  #: which of the nodes this is, where each node starts its own part (no ssh); -1: not so
     master_addr: str = ""  #: the first node, as the others reach it
     master_port: int = 0  #: 0: chosen from the SLURM job, or a free one
+    sbatch: tuple[str, ...] = ()  #: the options that it was submitted with, so that it can be submitted again
 
     def __post_init__(self) -> None:
         """Raise JobError where the parts do not fit together."""
@@ -106,4 +107,4 @@ def from_tree(tree: dict[str, Any]) -> Job:
     unknown = sorted(set(tree) - known)
     if unknown or "config" not in tree:
         raise JobError(f"not a job: {('unknown ' + unknown[0]) if unknown else 'no config'}")
-    return Job(**{**tree, "overrides": tuple(tree.get("overrides", ()))})
+    return Job(**{**tree, **{name: tuple(tree.get(name, ())) for name in ("overrides", "sbatch")}})

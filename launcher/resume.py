@@ -13,7 +13,7 @@ from launcher.job import Job, JobError
 from launcher.verdict import Policy
 
 FILE = "launch.json"
-HELP = "Start the run of a folder again by the command that started it; it goes on from its last checkpoint."
+HELP = "Start the run of a folder again as it was started (or submitted); it goes on from its last checkpoint."
 EXAMPLE = """example:
   python -m launcher resume runs/clip_iconcaps train.steps=4000"""
 
@@ -74,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
     from launcher import run as starter  # which writes what this file reads
+    from launcher import submit
 
     job = recall(args.run_folder)
     job = dataclasses.replace(job, overrides=(*job.overrides, *args.override))
@@ -82,4 +83,7 @@ def run(args: argparse.Namespace) -> int:
         raise JobError(f"{args.run_folder}: was moved; its command leads to {there}. Add run.dir=... run.name=...")
     path, step = run_folder.newest_checkpoint(args.run_folder)
     print(f"launcher: goes on from {path} (step {step})" if path else "launcher: no checkpoint yet, starts anew")
+    if job.kind == "srun" and starter.place().kind != "slurm":
+        job.check_files()
+        return submit.submit(job, dry_run=args.dry_run)
     return starter.launch(job, Policy(), dry_run=args.dry_run)

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import uuid
 
-from launcher import again, command, environment, hostfile, machine, resume, run_folder, world
+from launcher import again, command, environment, hostfile, machine, resume, run_folder, slurm, world
 from launcher.job import KINDS, PROGRAMS, Job, JobError
 from launcher.supervise import LAUNCH, Supervisor
 from launcher.verdict import Policy
@@ -119,7 +119,17 @@ def job_of(args: argparse.Namespace, here: World) -> Job:
         node_rank if nodes > 1 else -1,
         addr,
         port,
+        sbatch=_sbatch(nodes, each) if here.kind == "slurm" else (),
     )
+
+
+def _sbatch(nodes: int, each: int) -> tuple[str, ...]:
+    """Return the options by which this job could be submitted again."""
+    known = slurm.submitted_with(os.environ)
+    size = (
+        () if any(word.startswith("--nodes=") for word in known) else (f"--nodes={nodes}", f"--ntasks-per-node={each}")
+    )
+    return (*size, *known)
 
 
 def _hostfile_of(here: World, each: int) -> str:

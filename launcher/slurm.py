@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Mapping, NamedTuple
 from launcher.job import ROOT, Job, JobError
 
 SECONDS = 60  #: a controller that is dead or overloaded answers late or never
+OPTIONS = "DIPTYCH_SBATCH"  #: the variable by which a job learns its options
 FORMAT = "%i|%j|%T|%M|%L|%D|%R"
 
 
@@ -59,9 +61,9 @@ def script(job: Job) -> str:
     return path
 
 
-def sbatch_line(job: Job, wishes: Wishes) -> list[str]:
-    """Return the command that submits a job: one task a rank, as the batch script wants it."""
-    words = ["sbatch", f"--nodes={job.nodes}", f"--ntasks-per-node={job.ranks_per_node}"]
+def options(job: Job, wishes: Wishes) -> tuple[str, ...]:
+    """Return the options by which a job is submitted: one task a rank, as the batch script wants it."""
+    words = [f"--nodes={job.nodes}", f"--ntasks-per-node={job.ranks_per_node}"]
     named = {
         "job-name": wishes.name,
         "time": wishes.time,
@@ -76,7 +78,12 @@ def sbatch_line(job: Job, wishes: Wishes) -> list[str]:
         "output": wishes.output,
     }
     words += [f"--{name}={value}" for name, value in named.items() if value]
-    return [*words, *wishes.extra, script(job), job.config, *job.overrides]
+    return (*words, *wishes.extra)
+
+
+def sbatch_line(job: Job) -> list[str]:
+    """Return the command that submits a job with its options."""
+    return ["sbatch", *job.sbatch, script(job), job.config, *job.overrides]
 
 
 def ask(words: list[str], *, seconds: float = SECONDS, env: Mapping[str, str] | None = None) -> str:
@@ -97,14 +104,25 @@ def ask(words: list[str], *, seconds: float = SECONDS, env: Mapping[str, str] | 
     return done.stdout
 
 
-def submit(words: list[str], folder: str) -> str:
-    """Submit from a folder and return the job's number.
+def submit(job: Job) -> str:
+    """Submit a job from its folder and return its number.
+
+    The job is told its own options, so that its run can note how it was submitted.
 
     Raises:
         SlurmError: sbatch refuses.
     """
-    said = ask(["sbatch", "--parsable", f"--chdir={folder}", *words[1:]])
+    env = {**os.environ, OPTIONS: json.dumps(job.sbatch)}
+    said = ask(["sbatch", "--parsable", f"--chdir={job.folder}", *sbatch_line(job)[1:]], env=env)
     return said.strip().partition(";")[0]
+
+
+def submitted_with(env: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the options that `submit` has told this job; without it, what SLURM says of its size."""
+    if env.get(OPTIONS):
+        return tuple(json.loads(env[OPTIONS]))
+    kept = {"--partition": "SLURM_JOB_PARTITION", "--account": "SLURM_JOB_ACCOUNT", "--qos": "SLURM_JOB_QOS"}
+    return tuple(f"{option}={env[name]}" for option, name in kept.items() if env.get(name))
 
 
 def parse_queue(text: str) -> list[Queued]:
@@ -126,20 +144,6 @@ def queue(*, job: str = "", user: str = "") -> list[Queued]:
         if "Invalid job id" in str(error):
             return []
         raise
-
-
-def parse_show(text: str) -> dict[str, str]:
-    """Return the pairs of `scontrol --oneliner show job`; a value that has spaces keeps its first word."""
-    return dict(word.split("=", 1) for word in text.split() if "=" in word)
-
-
-def state(job: str) -> str:
-    """Return RUNNING, PENDING ... of a job; GONE where SLURM has forgotten it or does not answer."""
-    try:
-        found = queue(job=job)
-    except SlurmError:
-        return "GONE"
-    return found[0].state if found else "GONE"
 
 
 def requeue(job: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import shlex
 
@@ -49,8 +50,13 @@ def run(args: argparse.Namespace) -> int:
         output=args.output,
         extra=tuple(args.sbatch),
     )
-    line = slurm.sbatch_line(job, wishes)
-    print(shlex.join(line), flush=True)
-    if not args.dry_run:
-        print(f"job {slurm.submit(line, job.folder)}")
+    job = dataclasses.replace(job, sbatch=slurm.options(job, wishes))
+    return submit(job, dry_run=args.dry_run)
+
+
+def submit(job: Job, *, dry_run: bool) -> int:
+    """Print the line of a job and submit it; return the exit code."""
+    print(shlex.join(slurm.sbatch_line(job)), flush=True)
+    if not dry_run:
+        print(f"job {slurm.submit(job)}")
     return 0

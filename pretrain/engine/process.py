@@ -18,6 +18,7 @@ import torch
 import torch.distributed as torch_dist
 
 from pretrain.config import ConfigError
+from pretrain.engine import recorder
 
 TIMEOUT = timedelta(minutes=30)  # a slow shared disk during a save is not a dead peer
 
@@ -140,6 +141,7 @@ def setup_process_group(*, timeout: timedelta = TIMEOUT) -> torch.device:
     if cuda:
         torch.cuda.set_device(device)
     quiet_deepspeed()
+    recorder.switch_on()
     if not torch_dist.is_initialized():
         backend = "nccl" if cuda else "gloo"
         if here.world == 1:

@@ -69,6 +69,14 @@ class RunFolder:
         """Where checkpoints lie."""
         return self.path / "checkpoints"
 
+    def owned(self) -> bool:
+        """Return whether no newer start has claimed the folder."""
+        try:
+            self.check_token()
+        except StaleRunError:
+            return False
+        return True
+
     def check_token(self) -> None:
         """Refuse to go on where a newer start of this run has claimed the folder.
 

@@ -47,3 +47,17 @@ def test_every_module_is_imported_with_nothing_installed(python: str, tmp_path: 
     start = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {', '.join(names)}"
     done = subprocess.run([python, "-I", "-S", "-B", "-c", start], cwd=tmp_path, capture_output=True, text=True, env={})
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("python", interpreters())
+def test_submit_prints_its_line_with_nothing_installed(python: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("run: {name: first}\n")
+    start = f"import runpy, sys; sys.path.insert(0, {str(ROOT)!r}); runpy.run_module('launcher', run_name='__main__')"
+    words = ["submit", "--dry-run", "--nodes", "2", "c.yaml", "--gpus-per-node=8", "train.steps=3", "a.b=it's"]
+    done = subprocess.run(
+        [python, "-I", "-S", "-B", "-c", start, *words], cwd=tmp_path, capture_output=True, text=True, env={}
+    )
+    assert done.returncode == 0, done.stderr
+    script = ROOT / "slurm" / "pretrain.sbatch"
+    line = f"sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 {script} c.yaml train.steps=3 'a.b=it'\"'\"'s'\n"
+    assert done.stdout == line

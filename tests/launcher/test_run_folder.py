@@ -16,7 +16,7 @@ CONFIGS = sorted((ROOT / "pretrain" / "configs").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_the_folder_is_the_one_that_the_run_takes(path: Path) -> None:
-    words = ["run.dir='else where'", "train.steps=1"]
+    words = ["run.dir='else where'", "run.seed=1"]
     assert run_folder.of(str(path), []) == str(configs.load(Recipe, path, []).run.folder)
     assert run_folder.of(str(path), words) == str(configs.load(Recipe, path, words).run.folder)
 

@@ -149,7 +149,7 @@ SQUEUE = '#!/bin/sh\necho "7|run|$(cat "$STATE")|1:00|2:00|1|n1"\n'
 
 
 def in_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, *, srun: int = 0) -> Path:
-    """Stand in for SLURM's commands (tests/end_to_end/test_slurm.py has the real ones); return what scontrol is told."""
+    """Stand in for SLURM's commands (test_slurm.py has the real ones); return what scontrol is told."""
     told = tmp_path / "told"
     (tmp_path / "state").write_text(state)
     monkeypatch.setenv("STATE", str(tmp_path / "state"))
