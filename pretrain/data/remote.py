@@ -32,6 +32,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+._-]*):")
 
 log = logging.getLogger("diptych")
 T = TypeVar("T")
+Passing = type[base.Refused] | tuple[()]  # what the caller wants to see itself
 
 
 class Access(Section):
@@ -190,9 +191,18 @@ class Remote:
             return data
 
         try:
-            return self._persist(source, ask, missing=True)
+            return self._persist(source, ask, passing=base.Missing)
         except base.Missing:
             return None
+
+    def open(self, source: Url, start: int) -> base.Stream:
+        """Return an object as a stream from byte `start` on, or from its beginning where nothing else is served.
+
+        Raises:
+            Refused: it is not there, or may not be read.
+            ShardError: it cannot be opened.
+        """
+        return self._persist(source, lambda: transport(source).open(source.text, start), passing=base.Refused)
 
     def read(self, source: Url, start: int, stop: int) -> bytes:
         """Return the bytes [start, stop) of an object.
@@ -212,7 +222,7 @@ class Remote:
         self._persist(source, body.attempt, reached=lambda: sink.offset)
 
     def _persist(
-        self, source: Url, act: Callable[[], T], *, reached: Callable[[], int] = lambda: 0, missing: bool = False
+        self, source: Url, act: Callable[[], T], *, reached: Callable[[], int] = lambda: 0, passing: Passing = ()
     ) -> T:
         tries, streak, wrong, best, since = 0, 0, 0, 0, time.monotonic()
         while True:
@@ -220,7 +230,7 @@ class Remote:
             try:
                 return act()
             except base.Refused as error:
-                if missing and isinstance(error, base.Missing):
+                if isinstance(error, passing):
                     raise
                 raise ShardError(
                     f"shard {source}: {error}; check data.shards, its braces and your rights there"

@@ -11,6 +11,7 @@ from pretrain.data.decode import MAX_PIXELS
 from pretrain.data.readers import base
 from pretrain.data.remote import Access
 from pretrain.data.shards import Store
+from pretrain.data.transforms import Augment
 from pretrain.dist import hash64
 
 
@@ -20,6 +21,7 @@ class Config(Section):
     shards: str | list[str]  #: as data.shards
     weight: float | None = Field(default=None, gt=0)  #: share of samples or batches; none: its number of samples
     reader: dict[str, dict[str, Any]] | None = None  #: none: data.reader
+    augment: Augment | None = None  #: none: data.augment; boxes need pictures that stay where they are
     name: str = ""  #: in quarantine.jsonl; none: its place in the list, from 0
 
 
@@ -29,6 +31,7 @@ class Source(NamedTuple):
     name: str  #: empty where it is the only one
     store: Store
     reader: base.Reader
+    augment: Augment | None = None  #: none: as the others
 
 
 def check(blend: Sequence[Config]) -> None:
@@ -85,5 +88,5 @@ def several(
             made = one(section.shards, section.reader or reader, seed=own, max_pixels=max_pixels, access=access)
         except ConfigError as error:
             raise ConfigError(f"data.blend, source {name!r}: {error}") from None
-        out.append(made._replace(name=name))
+        out.append(made._replace(name=name, augment=section.augment))
     return out
