@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsp
 from pydantic import Field
 
 from pretrain.config import ConfigError, Section
+from pretrain.data.decode import MAX_PIXELS
 from pretrain.data.format import ShardError
 from pretrain.data.transports import base, filesystem, http, pipe
 from pretrain.dist import hash64
@@ -36,12 +37,13 @@ Passing = type[base.Refused] | tuple[()]  # what the caller wants to see itself
 
 
 class Access(Section):
-    """How shards that are not on this machine are read: keys of `data:` and of every eval."""
+    """How shards are read wherever they lie: keys of `data:`, of every eval and of `encode`."""
 
     cache_dir: str | None = None  #: none: $DIPTYCH_CACHE, else ~/.cache/diptych; best on a disk of the node itself
     cache_gb: float = Field(default=50, gt=0)  #: at most so much (10^9 bytes) lies there, unfinished downloads included
     range_reads: bool = False  #: read single samples over the network and cache no shards
     retry_seconds: float = Field(default=300, ge=0)  #: without progress for so long, the run stops
+    max_pixels: int = Field(default=MAX_PIXELS, ge=1)  #: larger images are unusable; read from the header
     allow_pipe: bool = False  #: let shards be commands (pipe:) and chains of URLs (a::b), which may run programs
 
 
