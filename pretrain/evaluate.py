@@ -45,10 +45,10 @@ def read_evals(model: str, file: str | None, words: list[str]) -> dict[str, Any]
     return recipes.plug_ins("pretrain.evals", sections["evals"])
 
 
-def evaluate(model: str, sections: dict[str, Any]) -> dict[str, Score]:
-    """Return the scores of a model by eval and name. All ranks call it."""
+def evaluate(model: str, sections: dict[str, Any], *, average: bool = True) -> dict[str, Score]:
+    """Return the scores of a model, or of the average that its run kept, by eval and name. All ranks call it."""
     device = process.setup_process_group()
-    loaded = pretrained.load(model, device=device)
+    loaded = pretrained.load(model, device=device, average=average)
     features = Features(
         run=lambda batch, want: getattr(loaded.model(batch), want),
         transform=loaded.transform,
@@ -67,12 +67,14 @@ def main(words: list[str] | None = None) -> int:
     parser = command.parser(__doc__, EXAMPLE)
     parser.add_argument("model", metavar="MODEL", help="run folder, checkpoint, export or transformers CLIP folder")
     parser.add_argument("--config", metavar="FILE", help="take the evals of this config")
+    parser.add_argument("--no-ema", action="store_true", help="the last weights of a run, though it kept an average")
     parser.add_argument("--json", metavar="OUT", help="write the scores to this file too")
     parser.add_argument("override", nargs="*", metavar="evals.NAME.key=value", help="changes to the evals")
     args = parser.parse_intermixed_args(words)
 
     def run() -> int:
-        found = evaluate(args.model, read_evals(args.model, args.config, args.override))
+        sections = read_evals(args.model, args.config, args.override)
+        found = evaluate(args.model, sections, average=not args.no_ema)
         if dist.is_main():
             print("\n".join(f"{name} {score} of {score.count}" for name, score in found.items()))
             if args.json:

@@ -122,10 +122,11 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument(
         "--pairs", metavar="SHARDS", help="compare on the first 32 pairs of these tars, not on drawings"
     )
+    parser.add_argument("--no-ema", action="store_true", help="the last weights of a run, though it kept an average")
     args = parser.parse_args(words)
     try:
         pairs = verification.real(args.pairs) if args.pairs else None
-        model = pretrained.load(args.model, step=args.step)
+        model = pretrained.load(args.model, step=args.step, average=not args.no_ema)
         found = export(model, args.out, format=args.format, pairs=pairs)
     except (ConfigError, ShardError, ValueError) as error:
         config.exit_with(error)

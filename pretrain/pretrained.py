@@ -40,8 +40,12 @@ class Pretrained:
     source: str  #: the folder that the weights were read from
 
 
-def load(path: str | Path, *, step: int | None = None, device: torch.device | str = "cpu") -> Pretrained:
+def load(
+    path: str | Path, *, step: int | None = None, device: torch.device | str = "cpu", average: bool = True
+) -> Pretrained:
     """Return the model in a folder. Of a run: its newest complete checkpoint, or that of `step`.
+
+    A run that kept a moving average (`ema:`) gives that; with `average` false, the weights of the last step.
 
     Raises:
         ConfigError: nothing of the known kinds, or one that our models cannot hold.
@@ -51,7 +55,7 @@ def load(path: str | Path, *, step: int | None = None, device: torch.device | st
     if not path.is_dir():
         raise ConfigError(f"model {path}: no such folder; give {KINDS}")
     if (path / "checkpoints").is_dir() or (path / "COMPLETE").is_file():
-        found = _checkpoint(path, step=step)
+        found = _checkpoint(path, step=step, average=average)
     elif step is not None:
         raise ConfigError(f"--step {step}: {path} is not a run folder, it holds one model only")
     elif (path / "config.yaml").is_file() and (path / "model.safetensors").is_file():
@@ -73,6 +77,8 @@ def build(section: vlm.Config, words: Tokenizer, weights: Mapping[str, Tensor], 
         ConfigError: config and weights do not belong together.
     """
     bare = section.model_copy(deep=True)
+    # how it was trained is no part of what it is
+    bare.vision.checkpointing, bare.text.checkpointing, bare.vision.patch_dropout = False, False, 0.0
     if any(name.startswith("vision.trunk.") and name.endswith(("weight", "bias")) for name in weights):
         bare.vision.weights = None  # the file that training started from need not exist any more
     model = recipe.build_model(bare, words)
@@ -107,7 +113,7 @@ def hash_of(state: Mapping[str, Tensor]) -> str:
 # --- our own folders -------------------------------------------------------------------------------------------------
 
 
-def _checkpoint(path: Path, *, step: int | None) -> Pretrained:
+def _checkpoint(path: Path, *, step: int | None, average: bool) -> Pretrained:
     if (path / "COMPLETE").is_file():
         if step is not None:
             raise ConfigError(f"--step {step}: {path} is one checkpoint; give the run folder instead")
@@ -126,7 +132,7 @@ def _checkpoint(path: Path, *, step: int | None) -> Pretrained:
     tree = config.read_yaml(run / "config.yaml")
     section = config.build(vlm.Config, tree.get("model", {}), where=f"{run / 'config.yaml'}: model")
     words = tokenizer.load(run / "tokenizer" if (run / "tokenizer").is_dir() else section.tokenizer)
-    state = checkpoint.read_weights(found)
+    state = checkpoint.read_weights(found, average=average)
     weights = {n.removeprefix("model."): x for n, x in state.items() if n.startswith("model.")}
     return build(section, words, weights, source=str(found))
 

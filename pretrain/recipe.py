@@ -13,9 +13,13 @@ from pretrain.data.compose import Composer
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.transforms import Transform
 from pretrain.engine.checkpoint import Config as Checkpoint
+from pretrain.engine.ema import Config as Ema
 from pretrain.engine.monitor import Config as Monitor
 from pretrain.engine.optim import Config as Optim
+from pretrain.engine.rollback import Config as Faults
+from pretrain.engine.stragglers import Config as Stragglers
 from pretrain.engine.trainer import Config as Train
+from pretrain.engine.watchdog import Config as Watchdog
 from pretrain.engine.zero import Config as Zero
 from pretrain.evals.base import Config as EvalConfig
 from pretrain.models import vlm
@@ -60,9 +64,13 @@ class Recipe(Section):
     objectives: dict[str, SerializeAsAny[objective_base.Config]]
     train: Train
     optim: Optim = Field(default_factory=Optim)
+    ema: Ema = Field(default_factory=Ema)
     zero: Zero = Field(default_factory=Zero)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     monitor: Monitor = Field(default_factory=Monitor)
+    faults: Faults = Field(default_factory=Faults)
+    watchdog: Watchdog = Field(default_factory=Watchdog)
+    stragglers: Stragglers = Field(default_factory=Stragglers)
     evals: dict[str, SerializeAsAny[EvalConfig]] = Field(default_factory=dict)
 
     @field_validator("objectives", mode="before")
@@ -132,7 +140,11 @@ def build_loader(recipe: Recipe, words: Tokenizer) -> loader.Loader | stream.Str
 
 def architecture(recipe: Recipe, words: Tokenizer) -> dict[str, Any]:
     """Return what must not change when a run goes on: towers, vocabulary and what their outputs mean."""
-    tree = recipe.model.model_dump(mode="json", exclude={"tokenizer"})
+    beside = {"checkpointing", "patch_dropout"}  # how it is trained
+    tree = recipe.model.model_dump(mode="json", exclude={"tokenizer": True, "vision": beside, "text": beside})
+    for tower in (tree["vision"], tree["text"]):
+        if not tower["unlocked_blocks"]:  # older checkpoints have no such key
+            del tower["unlocked_blocks"]
     return {"model": tree, "tokenizer": words.fingerprint, "objectives": sorted(recipe.objectives)}
 
 

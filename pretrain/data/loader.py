@@ -204,15 +204,18 @@ class Loader:
         """Return what is left out."""
         return self._from.excluded
 
-    def exclude(self, *, steps: Iterable[int] = (), samples: Iterable[Sample] = ()) -> None:
-        """Leave out the batches that `steps` train on, and `samples` for good; holds from the next `iterate` on.
+    def exclude(
+        self, *, steps: Iterable[int] = (), batches: Iterable[int] = (), samples: Iterable[Sample] = ()
+    ) -> None:
+        """Leave out the batches that `steps` train on, `batches` by number, and `samples` for good.
 
-        All ranks call it alike, and `iterate` from no later than the first of `steps`.
+        It holds from the next `iterate` on. All ranks call it alike, and `iterate` from no later than the first of
+        them; where the newest batch itself is left out, the running iteration goes on with what its step then sees.
 
         Raises:
             ConfigError: a checkpoint's state cannot hold so much.
         """
-        self._from.excluded = self._from.excluded.without(steps=steps, samples=samples)
+        self._from.excluded = self._from.excluded.without(steps=steps, batches=batches, samples=samples)
 
     def state(self, step: int) -> dict[str, Any]:
         """Return what a checkpoint keeps after `step` steps: a few bytes, whatever the position."""

@@ -31,18 +31,23 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def step_of(path: Path) -> int:
+    """Return the step of a checkpoint folder."""
+    return int(path.name[5:])
+
+
 def complete(folder: Path) -> list[Path]:
     """Return the complete checkpoints of a folder, newest first.
 
     Later steps than `latest` names belong to a branch that was left when the run went back to an older checkpoint.
     """
     found = [p for p in folder.glob("step-*") if NAME.fullmatch(p.name) and (p / "COMPLETE").is_file()]
-    found.sort(key=lambda p: int(p.name[5:]), reverse=True)
+    found.sort(key=step_of, reverse=True)
     try:
         latest = NAME.fullmatch((folder / "latest").read_text().strip())
     except OSError:
         return found
-    return [p for p in found if latest is None or int(p.name[5:]) <= int(latest.group(1))]
+    return [p for p in found if latest is None or step_of(p) <= int(latest.group(1))]
 
 
 def given(path: Path) -> list[Path]:
@@ -131,8 +136,10 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
+def read_weights(path: str | Path, *, average: bool = False) -> dict[str, Tensor]:
     """Return the whole parameters and buffers of a checkpoint by name (for export and evaluation; one process).
+
+    With `average`, the moving average of a parameter where the run kept one (engine/ema.py).
 
     Raises:
         CheckpointError: the checkpoint is damaged or incomplete.
@@ -141,9 +148,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     try:
         verify(path)
         state, pieces, out = read_state(path), Pieces(path), {}
+        averaged = set(pieces.names("ema")) if average else ()
         for name, shape in state["parameters"].items():
             out[name] = torch.empty(shape)
-            pieces.read("weight", name, out[name].view(-1))
+            pieces.read("ema" if name in averaged else "weight", name, out[name].view(-1))
         for name, (dtype, *shape) in state["buffers"].items():
             out[name] = torch.empty(shape, dtype=getattr(torch, dtype))
             pieces.read("buffer", name, out[name].view(-1))

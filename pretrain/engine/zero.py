@@ -6,20 +6,22 @@ Facts about DeepSpeed 0.19.8 that shape this file:
 - fp32 masters live in flat partitions; `fragments` shows them by parameter name, so that a checkpoint knows no stage.
 """
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as torch_dist
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from pretrain import dist
 from pretrain.config import ConfigError, Section
-from pretrain.engine import optim, overflow
+from pretrain.engine import ema, optim, overflow
 from pretrain.engine.precision import Autocast, LossScale, Precision
 
+log = logging.getLogger("diptych")
 OWNED = (
     "train_batch_size",
     "train_micro_batch_size_per_gpu",
@@ -37,18 +39,29 @@ class Config(Section):
     """The `zero:` section."""
 
     stage: Literal[0, 1, 2, 3] = 1
+    #: what lies in the host's memory: nothing; masters and moments, which the CPU then updates; weights too (stage 3)
+    offload: Literal["none", "optimizer", "all"] = "none"
     #: merged into DeepSpeed's own config, e.g. {zero_optimization: {reduce_bucket_size: 50000000}}
     extra: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("extra")
     @classmethod
     def _extra(cls, value: dict[str, Any]) -> dict[str, Any]:
-        taken = [key for key in OWNED if key in value] + ["zero_optimization.stage"] * (
-            "stage" in (value.get("zero_optimization") or {})
-        )
+        inside = value.get("zero_optimization") or {}
+        taken = [key for key in OWNED if key in value]
+        taken += [f"zero_optimization.{k}" for k in ("stage", "offload_optimizer", "offload_param") if k in inside]
         if taken:
-            raise ValueError(f"{taken[0]} is set by train, optim or zero.stage; leave it out of zero.extra")
+            raise ValueError(
+                f"{taken[0]} is set by train, optim, zero.stage or zero.offload; leave it out of zero.extra"
+            )
         return value
+
+    @model_validator(mode="after")
+    def _offload(self) -> "Config":
+        least = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
+        if self.stage < least:
+            raise ValueError(f"offload: {self.offload!r} needs zero.stage={least} or higher, it is {self.stage}")
+        return self
 
 
 class Fragment(NamedTuple):
@@ -57,18 +70,34 @@ class Fragment(NamedTuple):
     name: str
     start: int
     weight: Tensor  #: 1-D view of the master weights; writing to it changes the engine (then call `refresh`)
-    moments: dict[str, Tensor]  #: 1-D views of the optimizer's state; empty for frozen ones and before the first step
+    #: 1-D views of the optimizer's state (none before the first step) and of the average, "ema"; empty for frozen ones
+    moments: dict[str, Tensor]
     replicated: bool = False  #: every rank holds the same
 
 
-def deepspeed_config(config: Config, *, rows: int, grad_clip: float) -> dict[str, Any]:
-    """Return DeepSpeed's config; `rows` is the batch size of one rank."""
+BUCKET = 500_000_000  #: elements of the buffer through which gradients travel, at most; DeepSpeed's own default
+
+
+def deepspeed_config(
+    config: Config, *, rows: int, grad_clip: float, trained: int = BUCKET, pin: bool = False
+) -> dict[str, Any]:
+    """Return DeepSpeed's config; `rows` is the batch size of one rank, `pin` locks the pages of what is offloaded.
+
+    `trained` is the number of trained parameters: the buffer of gradients need not be larger, by default it is 2 GB.
+    """
+    host = {"device": "cpu", "pin_memory": pin}
+    offload = {"none": (), "optimizer": ("offload_optimizer",), "all": ("offload_optimizer", "offload_param")}
     tree: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": rows,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": grad_clip if config.stage else 0.0,  # stage 0 is clipped here, where its norm is seen
-        "zero_optimization": {"stage": config.stage},
+        "zero_optimization": {
+            "stage": config.stage,
+            "reduce_bucket_size": max(1, min(BUCKET, trained)),
+            **dict.fromkeys(offload[config.offload], host),
+        },
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW does as well on a CPU and compiles nothing
         "steps_per_print": 10**12,
     }
     for key, value in config.extra.items():
@@ -90,6 +119,7 @@ class Engine:
         rows: int,
         device: torch.device,
         keep_frozen: bool = True,
+        average: ema.Config | None = None,
     ) -> None:
         """`keep_frozen` false leaves what does not train out of `shapes` and `fragments`, and so out of checkpoints."""
         import deepspeed
@@ -102,21 +132,29 @@ class Engine:
         self.grad_clip = optim_config.grad_clip
         self.moments = optim.MOMENTS[optim_config.optimizer]
         self.loss_scale = LossScale() if precision == "fp16" else None
+        if config.offload != "none" and device.type == "cpu" and dist.is_main():
+            log.warning("zero.offload: the device is the host itself; results are the same, no memory is saved")
         #: shapes as they are before ZeRO-3 empties the parameters
         kept = ((name, p) for name, p in module.named_parameters() if keep_frozen or p.requires_grad)
         self.shapes = {name: tuple(p.shape) for name, p in kept}
         wrapped = Autocast(module, precision, device_type=device.type).to(device)
+        optimizer = optim.build(module, optim_config, device=device)
+        trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        pin = device.type == "cuda"
+        self.groups = optim.describe(optimizer.param_groups)  #: a line each; as they are before ZeRO flattens them
         try:
             self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
                 model=wrapped,
-                optimizer=optim.build(module, optim_config, device=device),
-                config=deepspeed_config(config, rows=rows, grad_clip=optim_config.grad_clip),
+                optimizer=optimizer,
+                config=deepspeed_config(config, rows=rows, grad_clip=optim_config.grad_clip, trained=trained, pin=pin),
                 dist_init_required=False,
             )
         except (ValueError, TypeError) as error:  # pydantic's complaint about zero.extra
             raise ConfigError(f"zero.extra: DeepSpeed refuses it: {error}") from error
         if self.stage:
             overflow.skip_on_all_ranks(self._optimizer, self.stage)
+        self.average = ema.Average(average, self._masters()) if average and average.decay else None
+        self._fresh = True  #: no backward since the last step
 
     @property
     def torch_optimizer(self) -> torch.optim.Optimizer:
@@ -128,8 +166,19 @@ class Engine:
         """Return what the module's forward returns, in the chosen precision."""
         return self._deepspeed(*args, **kwargs)
 
-    def backward(self, loss: Tensor) -> None:
-        """Compute gradients and average them over ranks."""
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
+        """Add to the gradients; with the `last` loss of a step they are averaged over ranks.
+
+        Those of a loss that is not finite are not-a-number.
+        """
+        if self._fresh and self.stage == 3:
+            # what no backward of a step touches would keep the gradient of another step
+            for part in vars(self._optimizer)["_DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition"].values():
+                part.zero_()
+        self._fresh = False
+        self._deepspeed.set_gradient_accumulation_boundary(last)
+        # such a loss may have finite gradients: the step must be skipped on all ranks all the same
+        loss = loss * torch.where(loss.detach().isfinite(), 1.0, float("nan")).to(loss.dtype)
         if self.loss_scale is not None:
             if self.stage:
                 self._optimizer.override_loss_scale(self.loss_scale.scale)
@@ -137,13 +186,14 @@ class Engine:
                 loss = loss * self.loss_scale.scale
         self._deepspeed.backward(loss)
 
-    def step(self, lr: float) -> float:
+    def step(self, lr: float, *, broken: bool = False) -> float:
         """Update the weights; return the gradient's norm before clipping.
 
-        A norm that is not finite means that the step was skipped on all ranks and no weight changed.
+        A norm that is not finite means that the step was skipped on all ranks and no weight changed. `broken` says that
+        the loss of some rank was not finite, which is no reason to lower the loss scale.
         """
-        for group in self.torch_optimizer.param_groups:
-            group["lr"] = lr
+        self._fresh = True
+        optim.set_rate(self.torch_optimizer, lr)
         if self.stage:
             self._deepspeed.step()
             skipped = bool(self._optimizer.overflow)
@@ -155,8 +205,11 @@ class Engine:
                 self._deepspeed.zero_grad()
             else:
                 self._deepspeed.step()
-        if self.loss_scale is not None:
+        if self.loss_scale is not None and not broken:
             self.loss_scale.update(overflow=skipped)
+        if self.average and not skipped:
+            first = next(iter(self.torch_optimizer.state.values()))  # all count alike
+            self.average.update(self._masters(), int(first["step"]))
         return float("inf") if skipped else norm
 
     def _clip(self) -> float:
@@ -169,24 +222,38 @@ class Engine:
             torch._foreach_mul_(grads, self.grad_clip / (norm + 1e-6))
         return norm
 
+    def gathered(self, parameters: Sequence[nn.Parameter]) -> Any:
+        """Return a context in which these parameters are whole at stage 3 too, to be read outside forward."""
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters(list(parameters), enabled=self.stage == 3 and bool(parameters))
+
     @contextmanager
     def evaluating(self) -> Iterator[nn.Module]:
         """Yield the module in eval mode, without gradients, in fp32 (as evaluate.py runs it); any method may be called.
 
-        At stage 3 a submodule gathers its weights when called; what belongs to a module with children (a class token,
-        a scale) is gathered here, since a method other than forward fires no hook.
+        Where there is an average, the module has its weights. At stage 3 a submodule gathers its weights when called;
+        what belongs to a module with children (a class token, a scale) is gathered here, since a method other than
+        forward fires no hook. All ranks call it.
         """
         import deepspeed
 
         was_training = self.module.training
         loose = [p for m in self.module.modules() if next(m.children(), None) for p in m.parameters(recurse=False)]
         sharded = self.stage == 3 and bool(loose)
+        self._exchange()
         self.module.eval()
         try:
             with torch.no_grad(), deepspeed.zero.GatheredParameters(loose, enabled=sharded):
                 yield self.module
         finally:
             self.module.train(was_training)
+        self._exchange()  # not after an error: it waits for all ranks, and training is over
+
+    def _exchange(self) -> None:
+        if self.average:
+            self.average.exchange(self._masters())
+            self.refresh()
 
     # -- state by name ---------------------------------------------------------------------------------------------
 
@@ -197,7 +264,7 @@ class Engine:
 
     def make_moments(self, optimizer_step: int) -> None:
         """Create zeroed moments, as after `optimizer_step` updates, so that `fragments` can show them."""
-        flats = self._flats() if self.stage else [p for p in self.module.parameters() if p.requires_grad]
+        flats = self._masters()
         fused = bool(self.torch_optimizer.defaults.get("fused"))
         for flat in flats:
             where = flat.device if fused else "cpu"
@@ -206,6 +273,10 @@ class Engine:
                 "step": torch.tensor(float(optimizer_step), dtype=torch.float32, device=where),
                 **{name: torch.zeros_like(flat.data) for name in self.moments},
             }
+
+    def _masters(self) -> list[Tensor]:
+        """Return the tensors that the optimizer updates: flat partitions, at stage 0 the trained parameters."""
+        return self._flats() if self.stage else [p for p in self.module.parameters() if p.requires_grad]
 
     def _flats(self) -> list[Tensor]:
         z = self._optimizer
@@ -226,7 +297,10 @@ class Engine:
         return [*self._partitioned(names), *out] if self.stage else out
 
     def _moments(self, key: Tensor, start: int, numel: int) -> dict[str, Tensor]:
-        state = self.torch_optimizer.state.get(key, {})  # type: ignore[call-overload]
+        state = dict(self.torch_optimizer.state.get(key, {}))  # type: ignore[call-overload]
+        average = self.average.part(key) if self.average else None
+        if average is not None:
+            state["ema"] = average
         return {k: v.view(-1)[start : start + numel] for k, v in state.items() if k != "step"}
 
     def _partitioned(self, names: dict[int, str]) -> Iterator[Fragment]:

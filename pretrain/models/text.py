@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import Field, StrictBool, model_validator
 from torch import Tensor, nn
 
 from pretrain.config import ConfigError, Section
+from pretrain.models import blocks, depth
 from pretrain.models.attention import Block
+from pretrain.models.depth import Depth
 
 
 class Config(Section):
@@ -27,6 +29,14 @@ class Config(Section):
     activation: Literal["gelu", "quick_gelu"] = "gelu"
     pool: Literal["mean", "cls"] = "mean"  #: hf: towers; the native tower pools at the end token
     frozen: bool = False  #: the encoder stays as it is, the projection trains
+    unlocked_blocks: int = Field(default=0, ge=0)  #: with frozen: so many of the last blocks train nevertheless
+    checkpointing: StrictBool | int = Field(default=False, ge=0)  #: recompute each block in backward, or one in so many
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        if self.unlocked_blocks and not self.frozen:
+            raise ValueError("unlocked_blocks says what a frozen tower trains; set frozen=true or leave it out")
+        return self
 
 
 class Output(NamedTuple):
@@ -54,8 +64,13 @@ class NativeText(nn.Module):
         self.projection = nn.Linear(width, embed_dim, bias=False)
         self._initialise()
         if config.frozen:
-            self.requires_grad_(requires_grad=False)
+            depth.lock(self, config.unlocked_blocks, key="model.text.unlocked_blocks")
             self.projection.requires_grad_(requires_grad=True)
+        blocks.recompute(self, config.checkpointing, key="model.text.checkpointing")
+
+    def depths(self) -> dict[str, Depth]:
+        """Return where each parameter lies."""
+        return depth.of_tower(self, self, "text")
 
     def _initialise(self) -> None:
         """Set the spreads of CLIP's code: out and down shrink with depth, so that the residual sum does not grow."""
@@ -100,16 +115,24 @@ class HfText(nn.Module):
         self.encoder = _encoder(config.name.removeprefix("hf:"))
         self.projection = nn.Linear(self.encoder.config.hidden_size, embed_dim, bias=False)
         nn.init.normal_(self.projection.weight, std=self.encoder.config.hidden_size**-0.5)
+        self._open: list[nn.Module] = []  # blocks of a frozen encoder that train
         if config.frozen:
-            self.encoder.requires_grad_(requires_grad=False)
-            self.encoder.eval()
+            self._open = depth.lock(self.encoder, config.unlocked_blocks, key="model.text.unlocked_blocks")
+        blocks.recompute(self.encoder, config.checkpointing, key="model.text.checkpointing")
+        self.train()
 
     def train(self, mode: bool = True) -> "HfText":  # noqa: FBT001, FBT002 (nn.Module's signature)
-        """Switch mode; a frozen encoder stays in eval mode, without dropout."""
+        """Switch mode; what is frozen stays in eval mode, without dropout."""
         super().train(mode)
         if self.config.frozen:
             self.encoder.eval()
+            for block in self._open:
+                block.train(mode)
         return self
+
+    def depths(self) -> dict[str, Depth]:
+        """Return where each parameter lies."""
+        return depth.of_tower(self, self.encoder, "text")
 
     def forward(self, tokens_BT: Tensor) -> Output:
         """Return states [B, T, C] and the projected feature [B, E]."""

@@ -7,11 +7,13 @@ from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
-from pydantic import Field
+from pydantic import Field, StrictBool, model_validator
 from torch import Tensor, nn
 
 from pretrain.config import ConfigError, Section
-from pretrain.models import convert_efficientnet
+from pretrain.models import blocks, convert_efficientnet, depth
+from pretrain.models.depth import Depth
+from pretrain.models.patch_dropout import PatchDropout
 from pretrain.registry import nearest
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -29,6 +31,17 @@ class Config(Section):
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     weights: str | None = None  #: a local .safetensors or .pth: timm's names, or EfficientNet-PyTorch's
     frozen: bool = False  #: LiT (Zhai et al. 2021, arXiv:2111.07991): the trunk stays as it is, the projection trains
+    unlocked_blocks: int = Field(default=0, ge=0)  #: with frozen: so many of the last blocks train nevertheless
+    checkpointing: StrictBool | int = Field(default=False, ge=0)  #: recompute each block in backward, or one in so many
+    patch_dropout: float = Field(default=0.0, ge=0, lt=1)  #: share of the patches that training leaves out (FLIP)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        if self.unlocked_blocks and not self.frozen:
+            raise ValueError("unlocked_blocks says what a frozen tower trains; set frozen=true or leave it out")
+        if "patch_drop_rate" in self.args:
+            raise ValueError("args.patch_drop_rate draws from no sample's hash; use patch_dropout instead")
+        return self
 
 
 class Output(NamedTuple):
@@ -64,19 +77,33 @@ class VisionTower(nn.Module):
         self.width: int = self.trunk.num_features
         self.projection = nn.Linear(self.width, embed_dim, bias=False)
         nn.init.normal_(self.projection.weight, std=self.width**-0.5)
+        self._open: list[nn.Module] = []  # blocks of a frozen trunk that train
         if config.frozen:
-            self.trunk.requires_grad_(requires_grad=False)
-            self.trunk.eval()
+            self._open = depth.lock(self.trunk, config.unlocked_blocks, key="model.vision.unlocked_blocks")
+        if config.patch_dropout:
+            _drop_patches(self.trunk, config)
+        blocks.recompute(self.trunk, config.checkpointing, key="model.vision.checkpointing")
+        self.train()
 
     def train(self, mode: bool = True) -> "VisionTower":  # noqa: FBT001, FBT002 (nn.Module's signature)
-        """Switch mode; a frozen trunk stays in eval mode, so that its batch norms keep their statistics."""
+        """Switch mode; what is frozen stays in eval mode, so that its batch norms keep their statistics."""
         super().train(mode)
         if self.config.frozen:
             self.trunk.eval()
+            for block in self._open:
+                block.train(mode)
+            if self.config.patch_dropout:
+                self.trunk.patch_drop.train(mode)
         return self
 
-    def forward(self, image_NCHW: Tensor) -> Output:
-        """Return patch tokens [N, P, C] and projected features [N, E]."""
+    def depths(self) -> dict[str, Depth]:
+        """Return where each parameter lies."""
+        return depth.of_tower(self, self.trunk, "vision")
+
+    def forward(self, image_NCHW: Tensor, *, draw_N: Tensor | None = None) -> Output:
+        """Return patch tokens [N, P, C] and projected features [N, E]; with patch dropout, `draw_N` says which ones."""
+        if self.config.patch_dropout:
+            self.trunk.patch_drop.draw_N = draw_N
         # convolutions are up to 1.7 times as fast so; ZeRO flattens weights, which keep their own order
         image_NCHW = self.normalise(image_NCHW).contiguous(memory_format=torch.channels_last)
         features = self.trunk.forward_features(image_NCHW)
@@ -105,6 +132,20 @@ def _create(config: Config) -> nn.Module:
     if config.weights:
         _load(trunk, config.weights)
     return trunk
+
+
+def _drop_patches(trunk: nn.Module, config: Config) -> None:
+    """Put our patch dropout where timm's would stand.
+
+    Raises:
+        ConfigError: the trunk has no such place, or needs to know where the kept patches were.
+    """
+    if not isinstance(getattr(trunk, "patch_drop", None), nn.Identity):
+        raise ConfigError(
+            f"model.vision.patch_dropout: timm's {config.name} cannot leave patches out; take a plain ViT "
+            "(vit_base_patch16_clip_224, ...) or set it to 0"
+        )
+    trunk.patch_drop = PatchDropout(config.patch_dropout, prefix_tokens=int(trunk.num_prefix_tokens))  # type: ignore[arg-type]
 
 
 def takes_size(name: str) -> bool:

@@ -15,6 +15,7 @@ from pretrain.batch import Batch
 from pretrain.config import Section
 from pretrain.models import text as text_towers
 from pretrain.models import vision as vision_towers
+from pretrain.models.depth import Depth
 
 
 class Config(Section):
@@ -47,6 +48,14 @@ class VLM(nn.Module):
         """exp(logit_scale) in float32, [1]; clamped here, since ZeRO's master copy undoes a clamp on the parameter."""
         return self.logit_scale.float().clamp(max=self.MAX_LOGIT_SCALE).exp()
 
+    def depths(self) -> dict[str, Depth]:
+        """Return where each parameter of a tower lies, by name; the temperature is in none."""
+        return {
+            f"{name}.{key}": found
+            for name, tower in (("vision", self.vision), ("text", self.text))
+            for key, found in tower.depths().items()
+        }
+
     def forward(self, batch: Batch) -> "Encodings":
         """Return the lazily computed features of a batch."""
         return Encodings(self, batch)
@@ -61,7 +70,17 @@ class Encodings:
     @cached_property
     def _vision(self) -> vision_towers.Output:
         assert self.batch.image_NCHW is not None, "the batch has no images"
-        return self.model.vision(self.batch.image_NCHW)
+        return self.model.vision(self.batch.image_NCHW, draw_N=self._draw_N)
+
+    @property
+    def _draw_N(self) -> Tensor | None:
+        """The hash of each image's sample; a row's further images have hashes of their own."""
+        draw_B, owner_N = self.batch.draw_B, self.batch.owner_N
+        if draw_B is None or owner_N is None:
+            return draw_B
+        return (
+            draw_B[owner_N] + torch.arange(len(owner_N), device=owner_N.device) - torch.searchsorted(owner_N, owner_N)
+        )
 
     @cached_property
     def _text(self) -> text_towers.Output:

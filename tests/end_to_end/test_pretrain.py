@@ -18,7 +18,7 @@ from pretrain.data.format import ShardWriter
 from pretrain.main import main
 from tests import tiny
 from tests.end_to_end.jobs import losses, pretrain
-from tests.ranks import RankError
+from tests.ranks import RankError, a_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -92,7 +92,7 @@ def launch(config: Path, *words: str, launcher: tuple[str, ...] = ()) -> subproc
     """Start the real launcher on two ranks."""
     env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
-    launcher = launcher or ("deepspeed", "--num_gpus", "2", "--master_port", str(30000 + os.getpid() % 20000))
+    launcher = launcher or ("deepspeed", "--num_gpus", "2", "--master_port", a_port())
     command = [*launcher, "pretrain/main.py", "--config", str(config), *words]
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -154,7 +154,7 @@ def test_real_deepspeed_launcher(config: Path, reference, stage: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
 def test_torchrun_and_plain_python(config: Path, reference, world: int) -> None:
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29777")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", a_port())
     launcher = torchrun if world == 2 else (sys.executable,)
     name = f"launcher{world}"
     started = launch(config, f"run.name={name}", "train.steps=20", "evals={}", launcher=launcher)

@@ -15,6 +15,7 @@ from finetune import main
 from pretrain import config, dist, pretrained
 from pretrain.report import scores
 from tests import tiny
+from tests.ranks import a_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -113,7 +114,7 @@ def launch(*words: str, launcher: list[str]) -> subprocess.CompletedProcess[str]
 
 @pytest.mark.slow
 def test_the_deepspeed_launcher(tmp_path, one_rank):
-    deepspeed = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", "29741"]
+    deepspeed = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", a_port()]
     done = launch("--config", str(recipe_file(tmp_path)), "zero.stage=1", launcher=deepspeed)
     assert done.returncode == 0, done.stderr[-3000:]
     assert re.search(r"coop on few_shot \(3 classes, 12 samples, 128 parameters\): test accuracy .* %", done.stdout)

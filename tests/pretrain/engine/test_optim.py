@@ -5,7 +5,7 @@ import torch
 
 from pretrain.config import ConfigError, build
 from pretrain.engine import optim
-from tests.pretrain.engine.tiny_module import Tiny
+from tests.pretrain.engine.tiny_module import Tiny, Towers
 
 
 def rates(total: int, **keys) -> list[float]:
@@ -44,7 +44,7 @@ def test_a_warmup_that_makes_no_sense_is_refused(warmup, words):
 
 def test_gains_biases_and_scalars_do_not_decay_and_frozen_ones_are_left_out():
     module = Tiny()
-    decay, keep = optim.groups(module, 0.2)
+    decay, keep = optim.groups(module, optim.Config(weight_decay=0.2))
     assert {p.ndim for p in decay["params"]} == {2} and decay["weight_decay"] == 0.2
     assert {p.ndim for p in keep["params"]} == {1} and keep["weight_decay"] == 0.0
     held = {id(p) for group in (decay, keep) for p in group["params"]}
@@ -54,3 +54,52 @@ def test_gains_biases_and_scalars_do_not_decay_and_frozen_ones_are_left_out():
 def test_nothing_to_train_is_refused():
     with pytest.raises(ConfigError, match="unfreeze"):
         optim.build(Tiny().requires_grad_(False), optim.Config(), device=torch.device("cpu"))
+
+
+def test_layers_get_their_share_of_the_rate_and_all_else_the_whole():
+    module = Towers()
+    made = optim.build(module, optim.Config(layer_decay={"trunk": 0.5}), device=torch.device("cpu"))
+    optim.set_rate(made, 0.8)
+    rates = {id(p): group["lr"] for group in made.param_groups for p in group["params"]}
+    named = {name: rates[id(p)] for name, p in module.named_parameters() if p.requires_grad}
+    assert named == pytest.approx(
+        {"first.weight": 0.2, "first.bias": 0.2, "norm.weight": 0.4, "norm.bias": 0.4,
+         "last.weight": 0.8, "last.bias": 0.8, "scale": 0.8}
+    )  # fmt: skip
+    lines = optim.describe(made.param_groups)
+    assert "parameter group trunk layer 0 of 2, decayed: 77 parameters, weight decay 0.2, learning rate x 0.25" in lines
+    assert len(lines) == 1 + 2 + 1 + 2 and "the rest, not decayed: 1 parameters" in lines[0]
+
+
+@pytest.mark.parametrize(("module", "words"), [(Towers(), "Did you mean 'trunk'"), (Tiny(), "It has none")])
+def test_a_tower_that_is_not_there_is_refused(module, words):
+    with pytest.raises(ConfigError, match=words):
+        optim.groups(module, optim.Config(layer_decay={"trunks": 0.5}))
+
+
+@pytest.mark.parametrize("value", [0, 1.5])
+def test_a_layer_decay_that_is_no_share_is_refused(value):
+    with pytest.raises(ConfigError, match="no share of the rate"):
+        build(optim.Config, {"layer_decay": {"vision": value}})
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"warmup": 90}, "takes 90 of 100 steps"),
+        ({"warmup": 100}, "the run has 100"),
+        ({"lr": 0.01}, "a rate for SGD"),
+        ({"lr": 1e-5}, "a rate for fine-tuning"),
+        ({"lr": 1e-5, "optimizer": "sgd"}, "a rate for AdamW"),
+        ({"layer_decay": {"vision": 0.7}}, "the stem moves least"),
+        ({"betas": [0.9, 0.999]}, "loss spikes"),
+    ],
+)
+def test_settings_of_another_regime_are_warned_of(keys, words):
+    found = optim.warnings(build(optim.Config, keys), steps=100, batch_size=32768, from_scratch=True)
+    assert len(found) == 1 and words in found[0]
+
+
+def test_the_settings_of_clip_are_not():
+    assert optim.warnings(optim.Config(lr=5e-4, warmup=2000), steps=390_000, batch_size=32768, from_scratch=True) == []
+    assert optim.warnings(optim.Config(lr=1e-5), steps=100, batch_size=64, from_scratch=False) == []

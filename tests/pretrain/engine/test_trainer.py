@@ -17,6 +17,7 @@ from pretrain.config import ConfigError, build
 from pretrain.engine import checkpoint, trainer
 from pretrain.engine.preemption import EXIT_REQUEUE
 from tests.pretrain.engine import tiny_run
+from tests.ranks import a_port
 
 SCRIPT = Path(tiny_run.__file__)
 
@@ -127,8 +128,8 @@ def test_a_changed_learning_rate_is_told(ranks, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_all_ranks(ranks, tmp_path):
     with pytest.raises(AssertionError) as error:
-        ranks.run(2, tiny_run.run, str(tmp_path), "nan_at=4")
-    sentence = "TrainingError: step 5: the loss is not finite on 1 of 2 ranks; lower optim.lr"
+        ranks.run(2, tiny_run.run, str(tmp_path), "nan_at=[4]", "faults.limit=0")
+    sentence = "TrainingError: step 5: the loss is not finite on 1 of 2 ranks; 1 batches would be left out, over faults"
     assert str(error.value).count(sentence) == 2
     assert (tmp_path / "checkpoints/latest").read_text() == "step-00000003\n"
 
@@ -172,8 +173,7 @@ def start(folder: Path, *words: str, launcher: bool) -> subprocess.Popen:
     env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     env["TORCH_EXTENSIONS_DIR"] = str(folder / "extensions")
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
-    port = str(20000 + os.getpid() % 20000)
-    head = ["deepspeed", "--num_gpus", "2", "--master_port", port] if launcher else [sys.executable]
+    head = ["deepspeed", "--num_gpus", "2", "--master_port", a_port()] if launcher else [sys.executable]
     command = [*head, str(SCRIPT), str(folder), "train.steps=10000", "pause=0.02", *words]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

@@ -2,23 +2,34 @@
 
 import pytest
 import torch
+from torch import nn
 
 from pretrain import dist
-from pretrain.engine import optim, zero
-from tests.pretrain.engine.tiny_module import Tiny, batch
+from pretrain.engine import ema, optim, zero
+from tests.pretrain.engine.tiny_module import Tiny, Towers, batch
 
 OPTIM = optim.Config(lr=0.02, weight_decay=0.1, grad_clip=1.0)
 
 
-def engine(stage: int, precision: str = "fp32", **kw) -> zero.Engine:
-    """Return an engine over Tiny."""
+def engine(
+    stage: int,
+    precision: str = "fp32",
+    *,
+    module: nn.Module | None = None,
+    section: optim.Config = OPTIM,
+    keys: dict | None = None,
+    average: ema.Config | None = None,
+    **kw,
+) -> zero.Engine:
+    """Return an engine over Tiny, or another module; `keys` are more of the zero section."""
     return zero.Engine(
-        Tiny(**kw),
-        zero.Config(stage=stage),
-        optim_config=OPTIM,
+        module or Tiny(**kw),
+        zero.Config(stage=stage, **(keys or {})),
+        optim_config=section,
         precision=precision,
         rows=8 // dist.world(),
         device=torch.device("cpu"),
+        average=average,
     )
 
 
@@ -57,3 +68,22 @@ def test_losses_do_not_depend_on_stage_and_world(ranks, reference, stage, world)
     for losses in ranks.run(world, losses_of, stage, evaluate=True):
         assert losses == pytest.approx(reference, rel=1e-5)
     assert reference[-1] < reference[0]
+
+
+def trained_by_layers(stage: int) -> list[float]:
+    """Run on every rank: five steps with layer-wise decay; the rates stay those of their groups."""
+    made = engine(stage, module=Towers(), section=OPTIM.model_copy(update={"layer_decay": {"trunk": 0.1}}))
+    try:
+        losses = train(made, 0, 5)
+        rates = {g["name"]: g["lr"] for g in made.torch_optimizer.param_groups}
+        assert rates["trunk layer 0 of 2, decayed"] == pytest.approx(0.01 * rates["the rest, not decayed"])
+        return losses
+    finally:
+        made.close()
+
+
+def test_layer_decay_holds_at_every_stage(ranks, reference):
+    first, *others = [ranks.run(2, trained_by_layers, stage)[0] for stage in range(4)]
+    assert first[0] == pytest.approx(reference[0]) and first[-1] != pytest.approx(reference[-1], rel=1e-2)
+    for losses in others:
+        assert losses == pytest.approx(first, rel=1e-5)

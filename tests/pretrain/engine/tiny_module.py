@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.batch import Batch
+from pretrain.models.depth import Depth
 
 WIDTH = 7
 
@@ -34,6 +35,15 @@ class Tiny(nn.Module):
         target_BF = torch.stack([x_BF.sum(1), x_BF[:, 0] * 2, x_BF.prod(1)], 1)
         loss = (out_BF.float() - target_BF).square().mean()
         return loss, {"loss": loss.detach(), "scale": self.scale.detach()}
+
+
+class Towers(Tiny):
+    """Tiny with something to say about depth."""
+
+    def depths(self) -> dict[str, Depth]:
+        """Return where the parameters of its only tower lie."""
+        layers = {"first": 0, "norm": 1, "last": 2}
+        return {f"{name}.{kind}": Depth("trunk", i, 2) for name, i in layers.items() for kind in ("weight", "bias")}
 
 
 def batch(step: int, rank: int, world: int, size: int = 8) -> Batch:
