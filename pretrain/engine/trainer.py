@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pretrain import dist
 from pretrain.batch import Batch
 from pretrain.config import ConfigError, Section
-from pretrain.engine import checkpoint, ema, monitor, optim, zero
+from pretrain.engine import checkpoint, deferred, ema, monitor, optim, zero
 from pretrain.engine.precision import Precision
 from pretrain.engine.preemption import EXIT_INTERRUPTED, EXIT_REQUEUE, Preemption
 from pretrain.engine.run_folder import RunFolder
@@ -124,6 +124,7 @@ class Trainer:
         identity: Identity | None = None,
         hooks: Sequence[Hook] = (),
         average: ema.Config | None = None,
+        record: deferred.Record | None = None,
     ) -> None:
         """Build the engine and resume. All ranks call it.
 
@@ -151,6 +152,7 @@ class Trainer:
             device=device,
             keep_frozen=sections.checkpoint.frozen,
             average=average,
+            record=record,
         )
         self.checkpoints = checkpoint.Checkpoints(folder, sections.checkpoint)
         state = self.checkpoints.restore(self.engine, fingerprint=self.identity.fingerprint)
