@@ -9,7 +9,7 @@ INSTALL = [
     "transformers>=4.56",  # hf: text towers, tokenizers from a folder, the hf export
     "timm>=1.0.21",  # every vision tower (1.0.20 cannot build one without memory for its weights)
     "webdataset>=0.2.100",  # DataPipeline, on which all data stages run
-    "fsspec>=2024.5",  # shards at URLs of any other kind: s3, gs, az, hf, sftp
+    "fsspec>=2025.5",  # shards at URLs of any other kind: s3, gs, az, hf, sftp; older ones hang in a forked worker
     "braceexpand>=0.1.7",  # shards-{00000..00099}.tar
     "requests>=2.31",  # shards by http(s): proxies, certificates, .netrc, timeouts
     "tensorboard>=2.16.2",  # curves while training (2.16.0 asks for a nightly TensorFlow)
@@ -30,17 +30,18 @@ EXTRAS = {
         "scikit-learn>=1.4",  # L-BFGS logistic regression of the linear probe
         "open_clip_torch>=3.1",  # CLIP's own BPE table; verifies the open_clip export (3.0: local-dir:, 3.1: eos_id)
     ],
-    "s3": ["s3fs>=2024.5"],  # shards by s3://
+    "s3": ["s3fs>=2025.5"],  # shards by s3://
     "gs": ["gcsfs>=2024.5"],  # shards by gs://
     "ray": ["ray>=2.9"],  # data_tools --engine ray: the same work on a cluster
     "dev": [
         "imagehash>=4.3.1",  # the definition that the perceptual hash is tested against
         "pytest>=8.0",  # the test suite
         "moto[server]>=5.0.14",  # a real S3 API on loopback, for the tests of remote shards
-        "s3fs>=2024.5",  # the client that they use
+        "s3fs>=2025.5",  # the client that they use
         "ray>=2.9",  # a real cluster of two workers, for the tests of data_tools --engine ray
         "efficientnet_lite_pytorch>=0.1.0",  # the library whose weights model.vision.weights may name, for parity
-        "ruff>=0.6",  # lint and format
+        "ruff>=0.10",  # lint and format
+        "vermin>=1.6",  # the launcher's oldest Python: syntax and standard library
         "import-linter>=2.1",  # who may import whom
         "mypy>=1.11",  # types of the foundation
         "types-PyYAML",  # stubs for mypy

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_tools import _duplicates, _pack, _phash, _scan, _tar
+from data_tools import _duplicates, _pack, _phash, _tar
 from data_tools._repeats import Repeats
 from pretrain.data import format as shards
+from pretrain.data import headers
 from pretrain.data.decode import BadSample, decode_image
 
 VERSION = 1  # of what `look` returns: results of another version are not taken from an interrupted run
@@ -35,7 +36,7 @@ def look(asked: Look) -> bytes:
     """Return what there is to say about one shard."""
     seen = _Seen(asked)
     try:
-        entries = _scan.scan(asked.path)
+        entries = headers.scan(asked.path)
         seen.size = asked.path.stat().st_size
         seen.compare(entries)
         if not entries:

@@ -19,6 +19,7 @@ from data_tools._pairs import source_of
 from data_tools.sources.base import Options
 from pretrain.config import ConfigError
 from pretrain.data import format as shards
+from pretrain.data import headers
 
 REPORT = "fetch-report.json"
 STATE = ".fetch"
@@ -124,13 +125,13 @@ def _publish(args: argparse.Namespace, output: Path, first: int) -> int:
         raw, path = output / f"{name}.tar", args.out / f"{args.prefix}-{first + int(name):05d}.tar"
         try:
             if raw.exists():
-                entries = shards.scan(raw)
+                entries = headers.scan(raw)
                 if entries:
                     raw.replace(path)
                 else:
                     raw.unlink()
             if path.exists() and not shards.index_path(path).exists():
-                shards.write_index(path, shards.scan(path))
+                shards.write_index(path, headers.scan(path))
         except shards.ShardError as error:
             print(f"{error}; fetching it again", file=sys.stderr)
             damaged += 1

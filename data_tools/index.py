@@ -10,8 +10,9 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from data_tools import _inputs, _progress, _scan
+from data_tools import _inputs, _progress
 from pretrain.data import format as shards
+from pretrain.data import headers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     with _progress.bar(len(paths), doing="index", unit="shard") as bar:
         for path in paths:
             try:
-                entries = _scan.scan(path)
+                entries = headers.scan(path)
                 if not entries:
                     raise shards.ShardError(f"shard {path}: holds no samples; build it again or leave it out")
                 shards.write_index(path, entries)

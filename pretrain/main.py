@@ -37,6 +37,7 @@ def train(recipe: Recipe, device: torch.device) -> int:
     folder = RunFolder(recipe.run.folder, config=config.dump(recipe))
     if dist.is_main():
         words.save(folder.path / "tokenizer")  # a run stays usable when the corpus is gone
+    stream = recipe.data.order == "stream"  # its batches have no numbers
     quarantine = Quarantine(folder.path / "quarantine.jsonl", recipe.data.max_bad_fraction)
 
     def on_bad(batch: Batch, step: int) -> None:
@@ -48,7 +49,14 @@ def train(recipe: Recipe, device: torch.device) -> int:
         mixture,
         recipe,
         folder=folder,
-        data=Data(batches=loader.iterate, state=loader.state, restore=loader.restore, on_bad=on_bad),
+        data=Data(
+            batches=loader.iterate,
+            state=loader.state,
+            restore=loader.restore,
+            exclude=None if stream else lambda batches: loader.exclude(batches=batches),
+            batch_at=(lambda step: step) if stream else lambda step: loader.excluded.batch_at(step),
+            on_bad=on_bad,
+        ),
         steps=steps,
         device=device,
         seed=recipe.run.seed,
@@ -91,7 +99,8 @@ def eval_hooks(
 def main(words: list[str] | None = None) -> int:
     """Read the command line and train; return the exit code."""
     parser = command.training_parser(__doc__, EXAMPLE)
-    parser.add_argument("--plan", action="store_true", help="print parameters and steps, build nothing, and stop")
+    parser.add_argument("--plan", action="store_true", help="print memory, steps and time, build nothing, and stop")
+    plan.add_arguments(parser)
     args = parser.parse_intermixed_args(words)
     if args.schema:
         print(json.dumps(recipes.schema(), indent=1))
@@ -101,9 +110,11 @@ def main(words: list[str] | None = None) -> int:
 
     def run() -> int:
         recipe = config.load(Recipe, args.config, args.override)
-        if args.print_config or args.plan:
-            print(config.dump(recipe) if args.print_config else plan.table(recipe))
+        if args.print_config:
+            print(config.dump(recipe))
             return 0
+        if args.plan:
+            return plan.show(recipe, args)
         return train(recipe, process.setup_process_group())
 
     return command.guarded(run)

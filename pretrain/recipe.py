@@ -17,7 +17,10 @@ from pretrain.engine.checkpoint import Config as Checkpoint
 from pretrain.engine.ema import Config as Ema
 from pretrain.engine.monitor import Config as Monitor
 from pretrain.engine.optim import Config as Optim
+from pretrain.engine.rollback import Config as Faults
+from pretrain.engine.stragglers import Config as Stragglers
 from pretrain.engine.trainer import Config as Train
+from pretrain.engine.watchdog import Config as Watchdog
 from pretrain.engine.zero import Config as Zero
 from pretrain.evals.base import Config as EvalConfig
 from pretrain.models import vlm
@@ -66,6 +69,9 @@ class Recipe(Section):
     zero: Zero = Field(default_factory=Zero)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     monitor: Monitor = Field(default_factory=Monitor)
+    faults: Faults = Field(default_factory=Faults)
+    watchdog: Watchdog = Field(default_factory=Watchdog)
+    stragglers: Stragglers = Field(default_factory=Stragglers)
     evals: dict[str, SerializeAsAny[EvalConfig]] = Field(default_factory=dict)
 
     @field_validator("objectives", mode="before")

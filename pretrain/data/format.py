@@ -16,6 +16,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Iterable, Mapping
+from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple
@@ -40,11 +41,15 @@ class Entry(NamedTuple):
     members: dict[str, tuple[int, int]]  #: extension -> (offset of the bytes, number of bytes)
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """Return (key, extension) of a member name: the base name is cut at its first dot, as WebDataset does."""
+def member_of(name: str) -> tuple[str, str] | None:
+    """Return (key, extension) of a member of a sample: the base name is cut at its first dot, as WebDataset does.
+
+    None where there is nothing before the dot (hidden files) or nothing behind it. Whoever reads tars, by whatever
+    means, asks here what belongs to a sample; folders do not.
+    """
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
-    return folder + slash + stem, extension.lower()
+    return (folder + slash + stem, extension.lower()) if stem and extension else None
 
 
 def index_path(shard: str | Path) -> Path:
@@ -80,11 +85,14 @@ def scan_file(file: IO[bytes], name: object) -> list[Entry]:
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
+                if member.size < 0:  # tarfile would go back, and round for ever
+                    raise tarfile.ReadError(f"member {member.name!r} has a negative size")
                 reached = member.offset_data + member.size
                 if reached > size:
                     raise tarfile.ReadError(f"member {member.name!r} ends at byte {reached} of {size}")
-                key, extension = split_name(member.name)
-                if extension and not member.isdir() and not member.name.rpartition("/")[2].startswith("."):
+                place = None if member.isdir() else member_of(member.name)
+                if place is not None:
+                    key, extension = place
                     if not member.isreg() or member.issparse():
                         raise tarfile.ReadError(f"member {member.name!r} is a link, a device or sparse: no plain file")
                     if extension in entries.setdefault(key, {}):
@@ -127,9 +135,14 @@ def _unreadable(name: object, error: Exception, reached: int) -> ShardError:
 def index_bytes(length: int, entries: Iterable[Entry]) -> bytes:
     """Return what the index of a tar of `length` bytes holds."""
     lines = []
+    quoted: dict[str, str] = {}  # extensions are few
     for key, members in entries:
-        cells = [f"{json.dumps(ext)[1:-1]}:{offset}:{size}" for ext, (offset, size) in members.items()]
-        lines.append("\t".join([json.dumps(key), *cells]) + "\n")
+        cells = []
+        for ext, (offset, size) in members.items():
+            if ext not in quoted:
+                quoted[ext] = json.dumps(ext)[1:-1]
+            cells.append(f"{quoted[ext]}:{offset}:{size}")
+        lines.append("\t".join([encode_basestring_ascii(key), *cells]) + "\n")
     rows = "".join(lines).encode()
     return f"diptych-index {VERSION} {length} {zlib.crc32(rows):08x}\n".encode() + rows
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pretrain.data import remote
-from pretrain.data.format import split_name
+from pretrain.data.format import member_of
 from pretrain.data.remote import Url
 from pretrain.data.transports import base
 
@@ -185,10 +185,10 @@ def _members(body: _Body) -> Iterator[tuple[str, str, bytes | None]]:
     try:
         with tarfile.TarFile(fileobj=body, mode="r") as tar:  # type: ignore[arg-type]  # asks for read, seek and tell
             for member in tar:
-                key, extension = split_name(member.name)
-                if extension and not member.isdir() and not member.name.rpartition("/")[2].startswith("."):
+                place = None if member.isdir() else member_of(member.name)
+                if place is not None:
                     plain = member.isreg() and not member.issparse()
-                    yield key, extension, _data(body, member, key) if plain else None
+                    yield *place, _data(body, member, place[0]) if plain else None
                 tar.members = []  # type: ignore[attr-defined]  # or it keeps a header a member
     except (tarfile.TarError, UnicodeError, ValueError, OverflowError) as error:
         if body.short and body.position:

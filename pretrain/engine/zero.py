@@ -7,7 +7,7 @@ Facts about DeepSpeed 0.19.8 that shape this file:
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -79,15 +79,27 @@ class Fragment(NamedTuple):
     replicated: bool = False  #: every rank holds the same
 
 
-def deepspeed_config(config: Config, *, rows: int, grad_clip: float, pin: bool = False) -> dict[str, Any]:
-    """Return DeepSpeed's config; `rows` is the batch size of one rank, `pin` locks the pages of what is offloaded."""
+BUCKET = 500_000_000  #: elements of the buffer through which gradients travel, at most; DeepSpeed's own default
+
+
+def deepspeed_config(
+    config: Config, *, rows: int, grad_clip: float, trained: int = BUCKET, pin: bool = False
+) -> dict[str, Any]:
+    """Return DeepSpeed's config; `rows` is the batch size of one rank, `pin` locks the pages of what is offloaded.
+
+    `trained` is the number of trained parameters: the buffer of gradients need not be larger, by default it is 2 GB.
+    """
     host = {"device": "cpu", "pin_memory": pin}
     offload = {"none": (), "optimizer": ("offload_optimizer",), "all": ("offload_optimizer", "offload_param")}
     tree: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": rows,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": grad_clip if config.stage else 0.0,  # stage 0 is clipped here, where its norm is seen
-        "zero_optimization": {"stage": config.stage, **dict.fromkeys(offload[config.offload], host)},
+        "zero_optimization": {
+            "stage": config.stage,
+            "reduce_bucket_size": max(1, min(BUCKET, trained)),
+            **dict.fromkeys(offload[config.offload], host),
+        },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW does as well on a CPU and compiles nothing
         "steps_per_print": 10**12,
@@ -142,7 +154,9 @@ class Engine:
         #: shapes as they are before ZeRO-3 empties the parameters
         kept = ((name, p) for name, p in module.named_parameters() if keep_frozen or p.requires_grad)
         self.shapes = {name: tuple(p.shape) for name, p in kept}
-        tree = deepspeed_config(config, rows=rows, grad_clip=optim_config.grad_clip, pin=device.type == "cuda")
+        trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        pin = device.type == "cuda"
+        tree = deepspeed_config(config, rows=rows, grad_clip=optim_config.grad_clip, trained=trained, pin=pin)
         if record is not None:
             deferred.shard(module, record, tree)
         wrapped = Autocast(module, precision, device_type=device.type).to(device)
@@ -152,7 +166,7 @@ class Engine:
             self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
                 model=wrapped,
                 optimizer=optimizer,
-                config=deepspeed_config(config, rows=rows, grad_clip=optim_config.grad_clip, pin=device.type == "cuda"),
+                config=tree,
                 dist_init_required=False,
             )
         except (ValueError, TypeError) as error:  # pydantic's complaint about zero.extra
@@ -160,6 +174,7 @@ class Engine:
         if self.stage:
             overflow.skip_on_all_ranks(self._optimizer, self.stage)
         self.average = ema.Average(average, self._masters()) if average and average.decay else None
+        self._fresh = True  #: no backward since the last step
 
     @property
     def torch_optimizer(self) -> torch.optim.Optimizer:
@@ -171,8 +186,19 @@ class Engine:
         """Return what the module's forward returns, in the chosen precision."""
         return self._deepspeed(*args, **kwargs)
 
-    def backward(self, loss: Tensor) -> None:
-        """Compute gradients and average them over ranks."""
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
+        """Add to the gradients; with the `last` loss of a step they are averaged over ranks.
+
+        Those of a loss that is not finite are not-a-number.
+        """
+        if self._fresh and self.stage == 3:
+            # what no backward of a step touches would keep the gradient of another step
+            for part in vars(self._optimizer)["_DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition"].values():
+                part.zero_()
+        self._fresh = False
+        self._deepspeed.set_gradient_accumulation_boundary(last)
+        # such a loss may have finite gradients: the step must be skipped on all ranks all the same
+        loss = loss * torch.where(loss.detach().isfinite(), 1.0, float("nan")).to(loss.dtype)
         if self.loss_scale is not None:
             if self.stage:
                 self._optimizer.override_loss_scale(self.loss_scale.scale)
@@ -180,11 +206,13 @@ class Engine:
                 loss = loss * self.loss_scale.scale
         self._deepspeed.backward(loss)
 
-    def step(self, lr: float) -> float:
+    def step(self, lr: float, *, broken: bool = False) -> float:
         """Update the weights; return the gradient's norm before clipping.
 
-        A norm that is not finite means that the step was skipped on all ranks and no weight changed.
+        A norm that is not finite means that the step was skipped on all ranks and no weight changed. `broken` says that
+        the loss of some rank was not finite, which is no reason to lower the loss scale.
         """
+        self._fresh = True
         optim.set_rate(self.torch_optimizer, lr)
         if self.stage:
             self._deepspeed.step()
@@ -197,7 +225,7 @@ class Engine:
                 self._deepspeed.zero_grad()
             else:
                 self._deepspeed.step()
-        if self.loss_scale is not None:
+        if self.loss_scale is not None and not broken:
             self.loss_scale.update(overflow=skipped)
         if self.average and not skipped:
             first = next(iter(self.torch_optimizer.state.values()))  # all count alike
@@ -213,6 +241,12 @@ class Engine:
         if self.grad_clip and norm > self.grad_clip:
             torch._foreach_mul_(grads, self.grad_clip / (norm + 1e-6))
         return norm
+
+    def gathered(self, parameters: Sequence[nn.Parameter]) -> Any:
+        """Return a context in which these parameters are whole at stage 3 too, to be read outside forward."""
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters(list(parameters), enabled=self.stage == 3 and bool(parameters))
 
     @contextmanager
     def evaluating(self) -> Iterator[nn.Module]:

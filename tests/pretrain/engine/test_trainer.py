@@ -128,8 +128,8 @@ def test_a_changed_learning_rate_is_told(ranks, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_all_ranks(ranks, tmp_path):
     with pytest.raises(AssertionError) as error:
-        ranks.run(2, tiny_run.run, str(tmp_path), "nan_at=4")
-    sentence = "TrainingError: step 5: the loss is not finite on 1 of 2 ranks; lower optim.lr"
+        ranks.run(2, tiny_run.run, str(tmp_path), "nan_at=[4]", "faults.limit=0")
+    sentence = "TrainingError: step 5: the loss is not finite on 1 of 2 ranks; 1 batches would be left out, over faults"
     assert str(error.value).count(sentence) == 2
     assert (tmp_path / "checkpoints/latest").read_text() == "step-00000003\n"
 

@@ -1,0 +1,107 @@
+"""Bytes that one rank holds at the dearest moment of a run, by what they are for.
+
+P = bytes of trained fp32 parameters, W = ranks. Parameters, gradients and moments are fp32 at every stage and precision
+(engine/precision.py). What DeepSpeed 0.19.8 holds was read off torch's allocator on 1 and 2 ranks (CPU):
+
+| stage | always                                | backward adds                | the optimizer's step adds      |
+|-------|---------------------------------------|------------------------------|--------------------------------|
+| 0     | P + moments                           | gradients P + a bucket       | gradients P                    |
+| 1, 2  | P + (master + moments) / W            | gradients P + a bucket       | gradients P / W, twice         |
+| 3     | (P + master + moments + gradients) / W + a bucket | gathered weights P + gradients P | gradients P / W    |
+
+torch's AdamW adds two temporaries of the largest tensor that it steps (a whole group's partition at stages 1 to 3) where
+it is not the fused one of GPUs. A save copies weights and moments to host memory, each rank its own part.
+"""
+
+from dataclasses import dataclass
+
+from pretrain.data.loader import PREFETCH
+from pretrain.engine.optim import MOMENTS
+from pretrain.engine.zero import BUCKET
+from pretrain.planning.rehearsal import Step
+from pretrain.recipe import Recipe
+
+GIB = 2**30
+FLOAT = 4
+PROGRAM = 1.0 * GIB  # what no tensor shows: CUDA's context on a GPU; on a CPU the libraries of this process
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank. The moments of a step differ in what is alive, so the parts do not all add up to `peak`."""
+
+    parameters: int
+    master: int  #: ZeRO's own copy of what it steps
+    moments: int
+    average: int  #: the moving average of the weights
+    gradients: int
+    buckets: int  #: through which gradients travel
+    gathered: int  #: ZeRO-3's whole weights while they are used
+    activations: int  #: most bytes of forward and backward, gradients left out
+    loss: int  #: features of other ranks and tiles of logits
+    data: int  #: batches in the hands of this rank
+    moment_peaks: dict[str, int]  #: backward, step, save -> bytes on the device then
+    host: int  #: host memory of what zero.offload takes off the device
+    save: int  #: host memory that a save takes
+    workers: int  #: host memory of batches that loader processes have ready
+
+    @property
+    def peak(self) -> int:
+        """Return the bytes of tensors at the dearest moment."""
+        return max(self.moment_peaks.values())
+
+
+def forecast(recipe: Recipe, step: Step, *, world: int, loss: int, cpu: bool) -> Memory:
+    """Return what a rank of `world` holds; on a CPU a save's copies are taken from the same memory."""
+    stage = recipe.zero.stage
+    whole, frozen = FLOAT * step.trained, FLOAT * step.frozen
+    part = -(-whole // world) if stage else whole
+    moments = len(MOMENTS[recipe.optim.optimizer]) * part
+    bucket = FLOAT * bucket_elements(recipe, step.trained) if stage else min(whole, FLOAT * BUCKET)
+    weights = -(-(whole + frozen) // world) if stage == 3 else whole + frozen
+    master = part if stage else 0
+    average = part if recipe.ema.decay else 0
+    away = 0 if cpu or recipe.zero.offload == "none" else master + moments
+    away += weights if recipe.zero.offload == "all" and not cpu else 0
+    steady = weights + master + moments + average - away + step.buffers + step.batch * 2
+    if stage == 3:
+        steady += part + bucket
+    temporary = 0 if not cpu else 2 * (FLOAT * step.group // world if stage else FLOAT * step.largest)
+    gathered = whole + frozen if stage == 3 else 0
+    backward = steady + gathered + loss + step.peak + (bucket if stage in (1, 2) else 0)
+    if not stage:
+        backward = max(backward, steady + whole + bucket)
+    flat = FLOAT * step.group // world if stage else 0
+    update = steady + (part if stage in (1, 2) else whole if not stage else 0) + flat + temporary
+    copies = 1 + len(MOMENTS[recipe.optim.optimizer]) + bool(recipe.ema.decay)
+    save = (copies * whole + frozen * bool(recipe.checkpoint.frozen)) // world
+    peaks = {"backward": backward, "optimizer step": update}
+    if cpu:
+        peaks["save"] = steady + save
+    return Memory(
+        parameters=weights,
+        master=master,
+        moments=moments,
+        average=average,
+        gradients=whole,
+        buckets=bucket,
+        gathered=gathered,
+        activations=max(0, step.peak - whole),
+        loss=loss,
+        data=2 * step.batch,
+        moment_peaks=peaks,
+        host=away,
+        save=save,
+        workers=worker_bytes(recipe, step),
+    )
+
+
+def bucket_elements(recipe: Recipe, trained: int) -> int:
+    """Return the elements of the buffer through which gradients travel at stages 1 to 3."""
+    given = (recipe.zero.extra.get("zero_optimization") or {}).get("reduce_bucket_size")
+    return int(float(given)) if given else min(BUCKET, trained)
+
+
+def worker_bytes(recipe: Recipe, step: Step) -> int:
+    """Return the bytes of batches that the loader's processes of one rank have ready, in shared memory."""
+    return recipe.data.workers * PREFETCH * step.batch
