@@ -153,7 +153,7 @@ def in_micro_batches(stage: int, rows_at_once: int | None) -> list[float]:
     try:
         gradients = accumulate.Steps(made, rows=rows_at_once, seed=0)
         losses = []
-        for step in range(3):
+        for step in range(2):  # later Adam blows up the rounding of gradients that are truly zero (a key's bias)
             _, loss = gradients(rows(step), step, lambda loss: dist.mean(loss.detach()).item())
             made.step(0.01)
             losses.append(loss)
