@@ -6,12 +6,9 @@ from torch import Tensor, nn
 
 from pretrain import dist, registry
 from pretrain.batch import Batch
-from pretrain.config import ConfigError
 from pretrain.engine import accumulate, optim, zero
-from pretrain.models.vlm import VLM
 from pretrain.objectives import base
 from tests import tiny
-from tests.pretrain.engine.tiny_module import Tiny
 
 ROWS = 16
 
