@@ -33,7 +33,7 @@ def train(recipe: Recipe, device: torch.device) -> int:
     """Train as the recipe says; return the exit code. All ranks call it."""
     words = recipes.build_tokenizer(recipe.model)
     loader = recipes.build_loader(recipe, words)
-    mixture = recipes.build_mixture(recipe, words)
+    mixture, record = recipes.build_for_training(recipe, words)
     folder = RunFolder(recipe.run.folder, config=config.dump(recipe))
     if dist.is_main():
         words.save(folder.path / "tokenizer")  # a run stays usable when the corpus is gone
@@ -65,6 +65,7 @@ def train(recipe: Recipe, device: torch.device) -> int:
             optimisation=recipe.model_dump(mode="json", include={"train", "optim", "ema"}),
         ),
         average=recipe.ema,
+        record=record,
         hooks=eval_hooks(recipe, mixture, folder.path, steps=steps, words=words, device=device),
     )
     return trainer.run()

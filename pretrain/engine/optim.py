@@ -97,7 +97,7 @@ def groups(module: nn.Module, config: Config) -> list[dict[str, Any]]:
         if not p.requires_grad:
             continue
         tower, layer, last = depths.get(name, Depth("", 0, 0))
-        matrix = p.ndim >= 2
+        matrix = len(getattr(p, "ds_shape", p.shape)) >= 2  # ZeRO-3 may have emptied it already
         label = f"{tower} layer {layer} of {last}" if tower else "the rest" if config.layer_decay else "all"
         group = found.setdefault(
             (tower, layer, not matrix),

@@ -17,7 +17,7 @@ from pretrain import dist
 from pretrain.batch import Batch
 from pretrain.config import ConfigError, Section
 from pretrain.data.quarantine import TooManyBad
-from pretrain.engine import accumulate, checkpoint, ema, monitor, optim, rollback, stragglers, watchdog, zero
+from pretrain.engine import accumulate, checkpoint, deferred, ema, monitor, optim, rollback, stragglers, watchdog, zero
 from pretrain.engine.agreement import Agreed, Agreement
 from pretrain.engine.precision import Precision
 from pretrain.engine.preemption import EXIT_INTERRUPTED, EXIT_REQUEUE, Preemption
@@ -142,6 +142,7 @@ class Trainer:
         identity: Identity | None = None,
         hooks: Sequence[Hook] = (),
         average: ema.Config | None = None,
+        record: deferred.Record | None = None,
     ) -> None:
         """Build the engine and resume. All ranks call it.
 
@@ -169,6 +170,7 @@ class Trainer:
             device=device,
             keep_frozen=sections.checkpoint.frozen,
             average=average,
+            record=record,
         )
         self.gradients = accumulate.Steps(self.engine, rows=sections.train.micro_batch_size, seed=seed)
         self.checkpoints = checkpoint.Checkpoints(folder, sections.checkpoint)
