@@ -5,7 +5,9 @@ interrupted, the same command goes on where it stopped.
 """
 
 import json
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 if __name__ == "__main__":  # started as a file, the folder of this file would come first and hide libraries
@@ -16,12 +18,15 @@ import torch
 from pretrain import command, config, dist, plan, registry
 from pretrain import recipe as recipes
 from pretrain.batch import Batch
+from pretrain.data.format import write_atomic
 from pretrain.data.quarantine import Quarantine
-from pretrain.engine import process
+from pretrain.engine import peak, process, profile
+from pretrain.engine.monitor import Speed
 from pretrain.engine.run_folder import RunFolder
 from pretrain.engine.trainer import Data, Hook, Identity, Trainer
 from pretrain.evals.base import Features
 from pretrain.objectives.base import Mixture
+from pretrain.planning import memory
 from pretrain.recipe import Recipe
 from pretrain.report import scores
 
@@ -29,8 +34,8 @@ EXAMPLE = """example:
   deepspeed --num_gpus 2 pretrain/main.py --config pretrain/configs/clip_iconcaps.yaml train.steps=200 zero.stage=2"""
 
 
-def train(recipe: Recipe, device: torch.device) -> int:
-    """Train as the recipe says; return the exit code. All ranks call it."""
+def train(recipe: Recipe, device: torch.device, *, planned: plan.Plan | None = None) -> int:
+    """Train as the recipe says; return the exit code. All ranks call it; rank 0 may have `planned` the run."""
     words = recipes.build_tokenizer(recipe.model)
     loader = recipes.build_loader(recipe, words)
     mixture = recipes.build_mixture(recipe, words)
@@ -44,11 +49,15 @@ def train(recipe: Recipe, device: torch.device) -> int:
         quarantine.sync(seen=(step + 1) * recipe.train.batch_size, device=device)
 
     steps = recipe.train.total_steps(loader.samples_per_epoch)
+
+    def batches(first: int) -> Iterator[Batch]:
+        return profile.windowed(loader.iterate(first), recipe.profile, folder.path, first=first)
+
     trainer = Trainer(
         mixture,
         recipe,
         folder=folder,
-        data=Data(batches=loader.iterate, state=loader.state, restore=loader.restore, on_bad=on_bad),
+        data=Data(batches=batches, state=loader.state, restore=loader.restore, on_bad=on_bad),
         steps=steps,
         device=device,
         seed=recipe.run.seed,
@@ -57,9 +66,29 @@ def train(recipe: Recipe, device: torch.device) -> int:
             optimisation=recipe.model_dump(mode="json", include={"train", "optim", "ema"}),
         ),
         average=recipe.ema,
+        speed=Speed(planned.step.flops, peak.of(device, recipe.train.precision)) if planned else None,
         hooks=eval_hooks(recipe, mixture, folder.path, steps=steps, words=words, device=device),
     )
+    if planned:
+        write_atomic(folder.path / "plan.json", json.dumps(planned.tree(), indent=1).encode())
     return trainer.run()
+
+
+def announce(recipe: Recipe, device: torch.device) -> plan.Plan | None:
+    """Say that the ranks are there and what the run will need; return the plan, None where the step is beyond it."""
+    ranks = dist.world()
+    print(f"{recipe.run.name}: {ranks} {'rank is' if ranks == 1 else 'ranks are'} up, on {device.type}", flush=True)
+    try:
+        cpu = device.type != "cuda"
+        limit = None if cpu else torch.cuda.get_device_properties(device).total_memory / memory.GIB
+        name = None if cpu else torch.cuda.get_device_name(device)
+        nodes = max(1, ranks // int(os.environ.get("LOCAL_WORLD_SIZE") or ranks))
+        found = plan.resolve(recipe, plan.Machines(ranks, nodes, cpu, name, limit))
+    except (RuntimeError, NotImplementedError) as error:  # an operator that fake tensors do not know
+        print(f"warning: the run cannot be planned, so there is no MFU: {error}", file=sys.stderr, flush=True)
+        return None
+    print(found.text(), flush=True)
+    return found
 
 
 def eval_hooks(
@@ -106,7 +135,8 @@ def main(words: list[str] | None = None) -> int:
             return 0
         if args.plan:
             return plan.show(recipe, args)
-        return train(recipe, process.setup_process_group())
+        device = process.setup_process_group()
+        return train(recipe, device, planned=announce(recipe, device) if dist.is_main() else None)
 
     return command.guarded(run)
 

@@ -21,14 +21,14 @@ from pretrain import command, config, dist
 from pretrain import recipe as recipes
 from pretrain.config import ConfigError
 from pretrain.engine import peak
-from pretrain.engine.monitor import clock, resident
+from pretrain.engine.monitor import clock
 from pretrain.planning import cautions, memory, outlook, rehearsal
 from pretrain.planning.memory import GIB
 from pretrain.recipe import Recipe
 
 EXAMPLE = """example:
   python pretrain/plan.py pretrain/configs/clip_vit_b32.yaml train.batch_size=4096 --gpus 8 --gpu H100 --gpu-memory 80"""
-LIBRARIES = 0.1 * GIB  # resident in a rank beside what this process has loaded: DeepSpeed, gloo, a warm allocator
+LIBRARIES = 0.55 * GIB  # a CPU rank before it holds a tensor, and what its allocator keeps: torch, DeepSpeed, timm
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,9 @@ class Plan:
 
     def text(self) -> str:
         """Return the plan as people read it."""
-        return "\n".join([*_parameters(self), *_memory(self), *_length(self), *(f"warning: {w}" for w in self.warnings)])
+        return "\n".join(
+            [*_parameters(self), *_memory(self), *_length(self), *(f"warning: {w}" for w in self.warnings)]
+        )
 
 
 def resolve(recipe: Recipe, machines: Machines | None = None) -> Plan:
@@ -101,14 +103,12 @@ def resolve(recipe: Recipe, machines: Machines | None = None) -> Plan:
         length_read=read is not None,
         step=step,
         memory=needs,
-        resident=int(resident() + LIBRARIES + needs.peak) if here.cpu else None,
+        resident=int(LIBRARIES + needs.peak) if here.cpu else None,
         outlook=found,
         pairs_per_s=rate,
         estimated=not here.throughput,
         seconds=outlook.seconds(found, batch_size=recipe.train.batch_size, pairs_per_s=rate),
-        warnings=cautions.cautions(
-            recipe, found, needs, world=here.world, nodes=here.nodes, limit=here.memory
-        ),
+        warnings=cautions.cautions(recipe, found, needs, world=here.world, nodes=here.nodes, limit=here.memory),
     )
 
 
@@ -134,7 +134,9 @@ def _memory(plan: Plan) -> list[str]:
         "gradients": needs.gradients, "buckets": needs.buckets, "gathered weights": needs.gathered,
         "activations": needs.activations, "loss, gathering": needs.loss, "batches": needs.data,
     }  # fmt: skip
-    out = [f"memory of each of {where.world} ranks, {word} (ZeRO {plan.stage}, {plan.precision}, {plan.step.rows} rows)"]
+    out = [
+        f"memory of each of {where.world} ranks, {word} (ZeRO {plan.stage}, {plan.precision}, {plan.step.rows} rows)"
+    ]
     out += [_row(name, f"{size / unit:,.2f}") for name, size in parts.items() if size]
     moments = ", ".join(f"{name} {size / unit:,.2f}" for name, size in needs.moment_peaks.items())
     out.append(_row("tensors at most", f"{needs.peak / unit:,.2f}", f"({moments})"))
@@ -149,7 +151,9 @@ def _length(plan: Plan) -> list[str]:
     if found.steps:
         epochs = f"{found.epochs:,.3g} epochs of {found.samples:,} samples" if found.samples else "samples not counted"
         out.append(_row("steps", f"{found.steps:,}", epochs))
-    out.append(_row("shards", f"{found.shards:,}", f"{found.shards_per_rank:,.3g} a rank, {found.remote} of them remote"))
+    out.append(
+        _row("shards", f"{found.shards:,}", f"{found.shards_per_rank:,.3g} a rank, {found.remote} of them remote")
+    )
     if found.working_set is not None:
         note = f"GB in {found.open_shards} shards that batches are drawn from at a time"
         out.append(_row("working set", f"{found.working_set / 1e9:,.3g}", note))

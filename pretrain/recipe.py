@@ -16,6 +16,7 @@ from pretrain.engine.checkpoint import Config as Checkpoint
 from pretrain.engine.ema import Config as Ema
 from pretrain.engine.monitor import Config as Monitor
 from pretrain.engine.optim import Config as Optim
+from pretrain.engine.profile import Config as Profile
 from pretrain.engine.trainer import Config as Train
 from pretrain.engine.zero import Config as Zero
 from pretrain.evals.base import Config as EvalConfig
@@ -65,6 +66,7 @@ class Recipe(Section):
     zero: Zero = Field(default_factory=Zero)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     monitor: Monitor = Field(default_factory=Monitor)
+    profile: Profile = Field(default_factory=Profile)
     evals: dict[str, SerializeAsAny[EvalConfig]] = Field(default_factory=dict)
 
     @field_validator("objectives", mode="before")

@@ -124,6 +124,7 @@ class Trainer:
         identity: Identity | None = None,
         hooks: Sequence[Hook] = (),
         average: ema.Config | None = None,
+        speed: monitor.Speed | None = None,
     ) -> None:
         """Build the engine and resume. All ranks call it.
 
@@ -165,6 +166,8 @@ class Trainer:
             start=self.start,
             device=device,
             batch_size=sections.train.batch_size,
+            speed=speed,
+            save_every=sections.checkpoint.every_steps,
         )
         for line in self.engine.groups if sections.optim.layer_decay else ():
             self.monitor.say(line)

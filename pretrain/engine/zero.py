@@ -15,6 +15,7 @@ import torch
 import torch.distributed as torch_dist
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from pretrain import dist
 from pretrain.config import ConfigError, Section
@@ -146,9 +147,7 @@ class Engine:
             self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
                 model=wrapped,
                 optimizer=optimizer,
-                config=deepspeed_config(
-                    config, rows=rows, grad_clip=optim_config.grad_clip, trained=trained, pin=pin
-                ),
+                config=deepspeed_config(config, rows=rows, grad_clip=optim_config.grad_clip, trained=trained, pin=pin),
                 dist_init_required=False,
             )
         except (ValueError, TypeError) as error:  # pydantic's complaint about zero.extra
@@ -167,6 +166,7 @@ class Engine:
         """Return what the module's forward returns, in the chosen precision."""
         return self._deepspeed(*args, **kwargs)
 
+    @record_function("backward")
     def backward(self, loss: Tensor) -> None:
         """Compute gradients and average them over ranks."""
         if self.loss_scale is not None:
@@ -176,6 +176,7 @@ class Engine:
                 loss = loss * self.loss_scale.scale
         self._deepspeed.backward(loss)
 
+    @record_function("optimizer")
     def step(self, lr: float) -> float:
         """Update the weights; return the gradient's norm before clipping.
 

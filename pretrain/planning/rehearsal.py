@@ -109,7 +109,7 @@ def hollow(recipe: recipes.Recipe, words: Tokenizer) -> Iterator[nn.Module]:
     with torch.device("meta"):
         mixture = objectives.build(recipe.objectives, recipes.build_model(recipe.model, words))
     before = torch.__future__.get_overwrite_module_params_on_conversion()
-    torch.__future__.set_overwrite_module_params_on_conversion(True)  # noqa: FBT003 (torch's signature)
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             mixture.to_empty(device="cpu")

@@ -16,7 +16,7 @@ def test_speaks_first_regularly_and_last(tmp_path, capsys):
     assert [line["step"] for line in lines] == [1, 5, 10, 12]
     assert lines[1]["samples"] == 160 and lines[1]["samples_per_s"] == 64 and lines[1]["data_wait"] == 0.125
     said = capsys.readouterr().err.splitlines()
-    assert said[1] == "step 5/12  loss 0.2000  lr 0.1  64.0 samples/s  data wait 25 %  ETA 0:04"
+    assert said[1] == f"step 5/12  loss 0.2000  lr 0.1  64.0 samples/s  data wait 25 %  {lines[1]['memory']:.2f} GiB  ETA 0:04"
     assert said[-1] in (tmp_path / "log.txt").read_text()
     assert list((tmp_path / "tensorboard").iterdir())
 
