@@ -28,7 +28,7 @@ from pretrain.evals.base import Features
 from pretrain.objectives.base import Mixture
 from pretrain.planning import memory
 from pretrain.recipe import Recipe
-from pretrain.report import scores
+from pretrain.report import scores, write
 
 EXAMPLE = """example:
   deepspeed --num_gpus 2 pretrain/main.py --config pretrain/configs/clip_iconcaps.yaml train.steps=200 zero.stage=2"""
@@ -71,7 +71,10 @@ def train(recipe: Recipe, device: torch.device, *, planned: plan.Plan | None = N
     )
     if planned:
         write_atomic(folder.path / "plan.json", json.dumps(planned.tree(), indent=1).encode())
-    return trainer.run()
+    code = trainer.run()
+    if dist.is_main():
+        write.write(folder.path)  # the last line of metrics.jsonl came after the last eval
+    return code
 
 
 def announce(recipe: Recipe, device: torch.device) -> plan.Plan | None:
@@ -109,6 +112,9 @@ def eval_hooks(
             found = {f"{name}/{key}": score for key, score in scorer.run(features).items()}
             if dist.is_main():
                 scores.append(folder, done, found)
+                if scorer.examples is not None:
+                    write_atomic(folder / f"{name}.json", json.dumps({"step": done, **scorer.examples}).encode())
+                write.write(folder)
                 print("\n".join(f"step {done}: {key} {score}" for key, score in found.items()), flush=True)
 
         return Hook(call, every=section.every_steps or steps)

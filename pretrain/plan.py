@@ -2,7 +2,7 @@
 
     python pretrain/plan.py CONFIG [section.key=value ...] [--gpus 8 --nodes 4 --gpu H100 --gpu-memory 80] [--json]
 
-A step is rehearsed on tensors without contents (planning/rehearsal.py); DeepSpeed's share is added (planning/memory.py).
+A step is rehearsed on tensors without contents (planning/rehearsal.py); DeepSpeed's part is added (planning/memory.py).
 """
 
 import argparse
@@ -27,8 +27,8 @@ from pretrain.planning.memory import GIB
 from pretrain.recipe import Recipe
 
 EXAMPLE = """example:
-  python pretrain/plan.py pretrain/configs/clip_vit_b32.yaml train.batch_size=4096 --gpus 8 --gpu H100 --gpu-memory 80"""
-LIBRARIES = 0.55 * GIB  # a CPU rank before it holds a tensor, and what its allocator keeps: torch, DeepSpeed, timm
+  python pretrain/plan.py pretrain/configs/clip_vit_b32.yaml --gpus 8 --gpu H100 --gpu-memory 80"""
+LIBRARIES = 0.55 * GIB  # a CPU rank before its first tensor (torch, DeepSpeed, timm), and what its allocator keeps
 
 
 @dataclass(frozen=True)

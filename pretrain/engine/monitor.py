@@ -126,7 +126,11 @@ class Monitor:
 
     def _worked(self, speed: float) -> dict[str, float]:
         """Return what is known of the device's work at `speed` samples a second."""
-        out = {"memory_reserved": torch.cuda.max_memory_reserved(self.device) / 2**30} if self.device.type == "cuda" else {}
+        out = (
+            {"memory_reserved": torch.cuda.max_memory_reserved(self.device) / 2**30}
+            if self.device.type == "cuda"
+            else {}
+        )
         if self.speed.flops:
             out["tflops_per_device"] = self.speed.flops * speed / 1e12
             if self.speed.peak:

@@ -9,7 +9,7 @@ P = bytes of trained fp32 parameters, W = ranks. Parameters, gradients and momen
 | 1, 2  | P + (master + moments) / W            | gradients P + a bucket       | gradients P / W, twice         |
 | 3     | (P + master + moments + gradients) / W + a bucket | gathered weights P + gradients P | gradients P / W    |
 
-torch's AdamW adds two temporaries of the largest tensor that it steps (a whole group's partition at stages 1 to 3) where
+torch's AdamW adds two temporaries of the largest tensor that it steps (a group's partition at stages 1 to 3) where
 it is not the fused one of GPUs. A save copies weights and moments to host memory, each rank its own part.
 """
 
