@@ -17,6 +17,7 @@ from pretrain.engine.checkpoint import Config as Checkpoint
 from pretrain.engine.ema import Config as Ema
 from pretrain.engine.monitor import Config as Monitor
 from pretrain.engine.optim import Config as Optim
+from pretrain.engine.profile import Config as Profile
 from pretrain.engine.rollback import Config as Faults
 from pretrain.engine.stragglers import Config as Stragglers
 from pretrain.engine.trainer import Config as Train
@@ -72,6 +73,7 @@ class Recipe(Section):
     faults: Faults = Field(default_factory=Faults)
     watchdog: Watchdog = Field(default_factory=Watchdog)
     stragglers: Stragglers = Field(default_factory=Stragglers)
+    profile: Profile = Field(default_factory=Profile)
     evals: dict[str, SerializeAsAny[EvalConfig]] = Field(default_factory=dict)
 
     @field_validator("objectives", mode="before")

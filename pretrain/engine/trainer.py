@@ -143,6 +143,7 @@ class Trainer:
         hooks: Sequence[Hook] = (),
         average: ema.Config | None = None,
         record: deferred.Record | None = None,
+        speed: monitor.Speed | None = None,
     ) -> None:
         """Build the engine and resume. All ranks call it.
 
@@ -157,6 +158,7 @@ class Trainer:
         self.folder = folder
         self.identity = identity or Identity()
         self.hooks = list(hooks)
+        self.speed = speed
         self.rows = sections.train.rows_per_rank()
         sections.optim.warmup_steps(steps)
         if sections.train.compile:
@@ -205,6 +207,8 @@ class Trainer:
             start=start,
             device=self.device,
             batch_size=self.sections.train.batch_size,
+            speed=self.speed,
+            save_every=self.sections.checkpoint.every_steps,
         )
 
     def _leave_out(self, start: int) -> None:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as torch_dist
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from pretrain import dist
 from pretrain.config import ConfigError, Section
@@ -186,6 +187,7 @@ class Engine:
         """Return what the module's forward returns, in the chosen precision."""
         return self._deepspeed(*args, **kwargs)
 
+    @record_function("backward")
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
         """Add to the gradients; with the `last` loss of a step they are averaged over ranks.
 
@@ -206,6 +208,7 @@ class Engine:
                 loss = loss * self.loss_scale.scale
         self._deepspeed.backward(loss)
 
+    @record_function("optimizer")
     def step(self, lr: float, *, broken: bool = False) -> float:
         """Update the weights; return the gradient's norm before clipping.
 

@@ -37,7 +37,7 @@ class Memory:
     gradients: int
     buckets: int  #: through which gradients travel
     gathered: int  #: ZeRO-3's whole weights while they are used
-    activations: int  #: most bytes of forward and backward, gradients left out
+    activations: int  #: what backward needs of forward
     loss: int  #: features of other ranks and tiles of logits
     data: int  #: batches in the hands of this rank
     moment_peaks: dict[str, int]  #: backward, step, save -> bytes on the device then
@@ -87,7 +87,7 @@ def forecast(recipe: Recipe, step: Step, *, world: int, loss: int, cpu: bool) ->
         gradients=whole,
         buckets=bucket,
         gathered=gathered,
-        activations=max(0, step.peak - whole),
+        activations=step.kept,
         loss=loss,
         data=2 * step.batch,
         moment_peaks=peaks,
