@@ -151,7 +151,7 @@ def _finish(args: argparse.Namespace, state: Path, plans: list[_urls.Plan]) -> i
     for reason, number in [*report["left_out"].items(), *list(report["reasons"].items())[:10]]:
         print(f"  {number:>8}  {reason}")
     counts = {
-        path.name: (len(shards.read_index(path)), path.stat().st_size)
+        path.name: (len(shards.read_index(path)), path.stat().st_size, shards.sha256_of(path))
         for path in sorted(args.out.glob(f"{args.prefix}-*.tar"))
     }
     if not counts:

@@ -75,6 +75,7 @@ class Job:
             rank=dist.rank(),
             world=dist.world(),
             workers=self.recipe.data.workers,
+            access=self.recipe.data,
         )
         return (batch.to(self.device) for batch in batches)
 

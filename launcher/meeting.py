@@ -12,13 +12,15 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from typing import IO, Any, NamedTuple
+from dataclasses import dataclass
+from typing import IO, Any
 
 PINGS = 5
 BACK = 5.0  #: seconds for the connection back
 
 
-class Meeting(NamedTuple):
+@dataclass(frozen=True)
+class Meeting:
     """One node's part."""
 
     index: int
@@ -68,7 +70,7 @@ class Meeting(NamedTuple):
 
     def _serve(self, listener: socket.socket) -> None:
         until = time.monotonic() + self.seconds
-        guests = []
+        guests: list[threading.Thread] = []
         while len(guests) < self.count - 1 and time.monotonic() < until:
             listener.settimeout(max(0.1, until - time.monotonic()))
             with suppress(socket.timeout):

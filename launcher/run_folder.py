@@ -120,13 +120,16 @@ def progress(run: str) -> Progress:
     return Progress(max(step, saved, 0), steps, saved, 0 < steps <= saved)
 
 
-def owner(run: str) -> str:
-    """Return which launch the run's last start belongs to (DIPTYCH_LAUNCH of its ranks), "" where none is written."""
+def owner(run: str) -> str | None:
+    """Return which launch the run's last start belongs to: DIPTYCH_LAUNCH of its ranks, "" where it had no launcher.
+
+    None where it cannot be read: a disk that hiccups has not given the run to anybody.
+    """
     try:
         with open(os.path.join(run, "environment.json"), encoding="utf-8") as file:
             return str(json.load(file).get("launch") or "")
     except (OSError, ValueError, AttributeError):
-        return ""
+        return None
 
 
 def stopped_by_signal(run: str, since: float) -> bool:

@@ -129,13 +129,13 @@ class Supervisor:
 
     def _look(self, child: subprocess.Popen[bytes] | None) -> None:
         """See whether the run has taken its folder over, or another start has taken it from this one."""
-        ours = run_folder.owner(self.run) == self.env[LAUNCH]
-        if ours and not self._ours:
+        owner = run_folder.owner(self.run)
+        if owner == self.env[LAUNCH] and not self._ours:
             self._ours = True
             if self.records:
                 run_folder.record(self.run, event="start", by_hand=self.by_hand, **self._where())
                 self.on_claim()
-        elif self._ours and not ours:
+        elif self._ours and owner not in (None, self.env[LAUNCH]):
             self._stale = True
             if child is not None:
                 self._end(child)

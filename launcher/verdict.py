@@ -30,7 +30,7 @@ class Policy(NamedTuple):
 
     def wait(self, failures: int) -> float:
         """Return how many seconds to wait after so many failures without progress."""
-        return min(self.longest_wait, self.first_wait * 2 ** max(0, failures - 1))
+        return min(self.longest_wait, self.first_wait * 2.0 ** max(0, failures - 1))
 
 
 def judge(code: int, *, asked: int = 0, saved_on_signal: bool = False, progress: Progress | None = None) -> str:

@@ -5,7 +5,9 @@ interrupted, the same command goes on where it stopped.
 """
 
 import json
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 if __name__ == "__main__":  # started as a file, the folder of this file would come first and hide libraries
@@ -16,24 +18,27 @@ import torch
 from pretrain import command, config, dist, plan, registry
 from pretrain import recipe as recipes
 from pretrain.batch import Batch
+from pretrain.data.format import write_atomic
 from pretrain.data.quarantine import Quarantine
-from pretrain.engine import process
+from pretrain.engine import peak, process, profile
+from pretrain.engine.monitor import Speed
 from pretrain.engine.run_folder import RunFolder
 from pretrain.engine.trainer import Data, Hook, Identity, Trainer
 from pretrain.evals.base import Features
 from pretrain.objectives.base import Mixture
+from pretrain.planning import memory
 from pretrain.recipe import Recipe
-from pretrain.report import scores
+from pretrain.report import scores, write
 
 EXAMPLE = """example:
   deepspeed --num_gpus 2 pretrain/main.py --config pretrain/configs/clip_iconcaps.yaml train.steps=200 zero.stage=2"""
 
 
-def train(recipe: Recipe, device: torch.device) -> int:
-    """Train as the recipe says; return the exit code. All ranks call it."""
+def train(recipe: Recipe, device: torch.device, *, planned: plan.Plan | None = None) -> int:
+    """Train as the recipe says; return the exit code. All ranks call it; rank 0 may have `planned` the run."""
     words = recipes.build_tokenizer(recipe.model)
     loader = recipes.build_loader(recipe, words)
-    mixture = recipes.build_mixture(recipe, words)
+    mixture, record = recipes.build_for_training(recipe, words)
     folder = RunFolder(recipe.run.folder, config=config.dump(recipe))
     if dist.is_main():
         words.save(folder.path / "tokenizer")  # a run stays usable when the corpus is gone
@@ -45,12 +50,16 @@ def train(recipe: Recipe, device: torch.device) -> int:
         quarantine.sync(seen=(step + 1) * recipe.train.batch_size, device=device)
 
     steps = recipe.train.total_steps(loader.samples_per_epoch)
+
+    def batches(first: int) -> Iterator[Batch]:
+        return profile.windowed(loader.iterate(first), recipe.profile, folder.path, first=first)
+
     trainer = Trainer(
         mixture,
         recipe,
         folder=folder,
         data=Data(
-            batches=loader.iterate,
+            batches=batches,
             state=loader.state,
             restore=loader.restore,
             exclude=None if stream else lambda batches: loader.exclude(batches=batches),
@@ -65,9 +74,33 @@ def train(recipe: Recipe, device: torch.device) -> int:
             optimisation=recipe.model_dump(mode="json", include={"train", "optim", "ema"}),
         ),
         average=recipe.ema,
+        record=record,
+        speed=Speed(planned.step.flops, peak.of(device, recipe.train.precision)) if planned else None,
         hooks=eval_hooks(recipe, mixture, folder.path, steps=steps, words=words, device=device),
     )
-    return trainer.run()
+    if planned:
+        write_atomic(folder.path / "plan.json", json.dumps(planned.tree(), indent=1).encode())
+    code = trainer.run()
+    if dist.is_main():
+        write.write(folder.path)  # the last line of metrics.jsonl came after the last eval
+    return code
+
+
+def announce(recipe: Recipe, device: torch.device) -> plan.Plan | None:
+    """Say that the ranks are there and what the run will need; return the plan, None where the step is beyond it."""
+    ranks = dist.world()
+    print(f"{recipe.run.name}: {ranks} {'rank is' if ranks == 1 else 'ranks are'} up, on {device.type}", flush=True)
+    try:
+        cpu = device.type != "cuda"
+        limit = None if cpu else torch.cuda.get_device_properties(device).total_memory / memory.GIB
+        name = None if cpu else torch.cuda.get_device_name(device)
+        nodes = max(1, ranks // int(os.environ.get("LOCAL_WORLD_SIZE") or ranks))
+        found = plan.resolve(recipe, plan.Machines(ranks, nodes, cpu, name, limit))
+    except (RuntimeError, NotImplementedError) as error:  # an operator that fake tensors do not know
+        print(f"warning: the run cannot be planned, so there is no MFU: {error}", file=sys.stderr, flush=True)
+        return None
+    print(found.text(), flush=True)
+    return found
 
 
 def eval_hooks(
@@ -88,6 +121,9 @@ def eval_hooks(
             found = {f"{name}/{key}": score for key, score in scorer.run(features).items()}
             if dist.is_main():
                 scores.append(folder, done, found)
+                if scorer.examples is not None:
+                    write_atomic(folder / f"{name}.json", json.dumps({"step": done, **scorer.examples}).encode())
+                write.write(folder)
                 print("\n".join(f"step {done}: {key} {score}" for key, score in found.items()), flush=True)
 
         return Hook(call, every=section.every_steps or steps)
@@ -114,7 +150,8 @@ def main(words: list[str] | None = None) -> int:
             return 0
         if args.plan:
             return plan.show(recipe, args)
-        return train(recipe, process.setup_process_group())
+        device = process.setup_process_group()
+        return train(recipe, device, planned=announce(recipe, device) if dist.is_main() else None)
 
     return command.guarded(run)
 

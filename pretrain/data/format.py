@@ -26,6 +26,9 @@ LARGE = 1 << 24  #: bytes; larger members are checked against the length of the 
 MANIFEST = "dataset.json"
 
 
+Listed = tuple[int, int, str]  #: samples, bytes and SHA-256 (empty: not known) of a shard, as dataset.json has them
+
+
 class ShardError(ValueError):
     """A shard or index that cannot be used; the message says which file, what is wrong and what to do."""
 
@@ -276,11 +279,12 @@ class ShardWriter:
         self._file: IO[bytes] = open(self._part, "wb")  # noqa: SIM115 (closed in close or abort)
         self._keys: set[str] = set()
         self._hash = hashlib.sha256()
+        self._length = 0
 
     @property
-    def sha256(self) -> str:
-        """The checksum of what is written so far, for dataset.json once the shard is closed."""
-        return self._hash.hexdigest()
+    def listed(self) -> Listed:
+        """What dataset.json is to say of the shard, once it is closed."""
+        return len(self.entries), self._length, self._hash.hexdigest()
 
     def add(self, key: str, members: Mapping[str, bytes]) -> None:
         """Append one sample; `members` maps extension to bytes."""
@@ -310,6 +314,7 @@ class ShardWriter:
     def _write(self, data: bytes) -> None:
         self._file.write(data)
         self._hash.update(data)
+        self._length += len(data)
 
     def abort(self) -> None:
         """Throw the unfinished shard away."""
@@ -328,21 +333,26 @@ class ShardWriter:
             self.abort()
 
 
-def write_manifest(
-    folder: str | Path,
-    counts: Mapping[str, tuple[int, int]],
-    meta: Mapping[str, Any],
-    *,
-    sha256: Mapping[str, str] | None = None,
-) -> Path:
-    """Write dataset.json; `counts` maps shard name to (samples, bytes), `sha256` some of them to checksums."""
-    shards: dict[str, dict[str, Any]] = {n: {"samples": c, "bytes": b} for n, (c, b) in sorted(counts.items())}
-    for name in shards.keys() & (sha256 or {}).keys():
-        shards[name]["sha256"] = (sha256 or {})[name]
+def write_manifest(folder: str | Path, counts: Mapping[str, tuple[int, int] | Listed], meta: Mapping[str, Any]) -> Path:
+    """Write dataset.json; `counts` maps the name of a shard to (samples, bytes), and its SHA-256 where it is known."""
+    shards = {name: dict(zip(("samples", "bytes", "sha256"), row)) for name, row in sorted(counts.items())}
+    shards = {name: {key: value for key, value in row.items() if value != ""} for name, row in shards.items()}
     tree = {"version": VERSION, "shards": shards, "meta": dict(meta)}
     path = Path(folder) / MANIFEST
     write_atomic(path, json.dumps(tree, indent=1, ensure_ascii=False).encode() + b"\n")
     return path
+
+
+def listed_in(folder: str | Path) -> dict[str, Listed]:
+    """Return what the dataset.json of a folder says of its shards, as `write_manifest` takes it."""
+    rows = read_manifest(folder)["shards"].items()
+    return {name: (row["samples"], row["bytes"], str(row.get("sha256", ""))) for name, row in rows}
+
+
+def sha256_of(path: str | Path) -> str:
+    """Return the SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:

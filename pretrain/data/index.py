@@ -35,6 +35,12 @@ class Catalog:
     inline: dict[int, bytes] = field(default_factory=dict)  #: indexes that could not be written beside their shard
     depot: Depot | None = None  #: where remote shards come from
 
+    def only(self, shard: int) -> "Catalog":
+        """Return the catalog of one shard alone, without looking at it again."""
+        one = slice(shard, shard + 1)
+        sha256, inline = ({0: known[shard]} if shard in known else {} for known in (self.sha256, self.inline))
+        return Catalog(self.paths[one], self.sizes[one], self.lengths[one], sha256, inline, self.depot)  # type: ignore[arg-type]
+
     def index(self, shard: int) -> bytes:
         """Return the index of one shard, checked against the shard's length and count, made if there is none.
 

@@ -26,7 +26,6 @@ from pretrain.batch import Batch
 from pretrain.data import index, sources
 from pretrain.data.blend import BLOCK, Blend, Unit, lanes_of, shares
 from pretrain.data.compose import Composer, Row
-from pretrain.data.decode import MAX_PIXELS
 from pretrain.data.excluded import Excluded, Sample
 from pretrain.data.format import ShardError
 from pretrain.data.order import Order, Place, check_divisible
@@ -53,7 +52,6 @@ class Config(Access):
     samples: int | None = Field(default=None, ge=1)  #: stream: samples of an epoch, which nobody has counted there
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)  #: more unusable samples than this stop the run
     decode: Decode = "fast"  #: exact: Pillow bit for bit, at half the rate; fast: see pretrain/data/transforms.py
-    max_pixels: int = Field(default=MAX_PIXELS, ge=1)  #: larger images are unusable; read from the header
     reader: dict[str, dict[str, Any]] = {"caption": {}}  # noqa: RUF012 (pydantic copies it)
     augment: Augment = Augment()
 
@@ -258,9 +256,9 @@ def _open(config: Config, *, batch_size: int, seed: int) -> tuple[list[Source], 
         return Order(sizes, batch_size=batch_size, lanes=lanes, seed=own, window=config.window, source=number)
 
     if not config.blend:
-        single = sources.one(config.shards, config.reader, seed=seed, max_pixels=config.max_pixels, access=config)
+        single = sources.one(config.shards, config.reader, seed=seed, access=config)
         return [single], order(0, single, config.lanes)
-    opened = sources.several(config.blend, config.reader, seed=seed, max_pixels=config.max_pixels, access=config)
+    opened = sources.several(config.blend, config.reader, seed=seed, access=config)
     block = BLOCK[config.blend_by]
     weights = [given.weight or sum(found.store.catalog.sizes) for given, found in zip(config.blend, opened)]
     counts = shares(weights, block)
@@ -270,7 +268,7 @@ def _open(config: Config, *, batch_size: int, seed: int) -> tuple[list[Source], 
 
 
 def scan(
-    shards: str | list[str],
+    shards: str | list[str] | index.Catalog,
     *,
     reader: dict[str, dict[str, Any]],
     transform: Transform,
@@ -279,7 +277,6 @@ def scan(
     rank: int = 0,
     world: int = 1,
     workers: int = 0,
-    max_pixels: int = MAX_PIXELS,
     filled: bool = True,
     decode: Decode = "exact",
     access: Access | None = None,
@@ -294,7 +291,7 @@ def scan(
         ConfigError: a bad pattern or reader.
         ShardError: a shard that cannot be used, or no usable sample at all.
     """
-    source = sources.one(shards, reader, seed=0, max_pixels=max_pixels, access=access)
+    source = sources.one(shards, reader, seed=0, access=access)
     steps = Steps([source], transform, composer, augment=None, decode=decode)
     sizes = source.store.catalog.sizes
     batches = _Pass(steps, sizes, batch_size=batch_size, rank=rank, world=world, filled=filled)

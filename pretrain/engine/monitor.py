@@ -1,4 +1,8 @@
-"""What a run says while it trains: a progress line, metrics.jsonl, TensorBoard and log.txt, all written by rank 0."""
+"""What a run says while it trains: a progress line, metrics.jsonl, TensorBoard and log.txt, all written by rank 0.
+
+Model FLOPs utilisation: mfu = FLOPs of a sample x samples a second and device / FLOPs a second of the device at most
+(Chowdhery et al. 2022, arXiv:2204.02311, appendix B; what is computed twice counts once).
+"""
 
 import contextlib
 import json
@@ -7,7 +11,7 @@ import resource
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field
@@ -38,13 +42,31 @@ def truncate(path: Path, step: int) -> None:
     write_atomic(path, b"".join(kept))
 
 
+class Speed(NamedTuple):
+    """What a speed in samples is measured against."""
+
+    flops: float | None = None  #: of a sample, forward and backward
+    peak: float | None = None  #: FLOP/s of one device
+
+
 class Monitor:
     """Collects what the steps report; speaks at the first step, every `log_every` steps and at the last."""
 
     def __init__(
-        self, config: Config, folder: Path, *, steps: int, start: int, batch_size: int, device: torch.device
+        self,
+        config: Config,
+        folder: Path,
+        *,
+        steps: int,
+        start: int,
+        batch_size: int,
+        device: torch.device,
+        speed: Speed | None = None,
+        save_every: int | None = None,
     ) -> None:
         """`start` is the number of steps that are done already: lines beyond it are dropped from metrics.jsonl."""
+        self.speed = speed or Speed()
+        self.save_every = save_every
         self.batch_size = batch_size
         self.config = config
         self.folder = folder
@@ -89,6 +111,9 @@ class Monitor:
             "data_wait": waited / n,
             "step_time": spent / n,
             "memory": memory(self.device),
+            "rss": resident() / 2**30,
+            **self._worked(speed / dist.world()),
+            **self._ahead(step, spent / n),
             "time": time.time(),
         }
         self._metrics.write(json.dumps(tree) + "\n")
@@ -99,12 +124,34 @@ class Monitor:
                     self._board.add_scalar(key, value, step)
         self._line(tree)
 
+    def _worked(self, speed: float) -> dict[str, float]:
+        """Return what is known of the device's work at `speed` samples a second."""
+        out = (
+            {"memory_reserved": torch.cuda.max_memory_reserved(self.device) / 2**30}
+            if self.device.type == "cuda"
+            else {}
+        )
+        if self.speed.flops:
+            out["tflops_per_device"] = self.speed.flops * speed / 1e12
+            if self.speed.peak:
+                out["mfu"] = self.speed.flops * speed / self.speed.peak
+        return out
+
+    def _ahead(self, step: int, seconds: float) -> dict[str, float]:
+        """Return the seconds to the end and to the next checkpoint, at `seconds` a step."""
+        left = {"eta": (self.steps - step) * seconds}
+        if self.save_every:
+            left["to_checkpoint"] = min(self.save_every - step % self.save_every, self.steps - step) * seconds
+        return left
+
     def _line(self, tree: dict[str, Any]) -> None:
-        left = (self.steps - tree["step"]) * tree["step_time"]
+        mfu = f"MFU {100 * tree['mfu']:.1f} %  " if "mfu" in tree else ""
+        save = f"save in {clock(tree['to_checkpoint'])}  " if "to_checkpoint" in tree else ""
         line = (
             f"step {tree['step']}/{self.steps}  loss {tree['loss']:.4f}  lr {tree['lr']:.3g}  "
-            f"{tree['samples_per_s']:.1f} samples/s  data wait {100 * tree['data_wait'] / tree['step_time']:.0f} %  "
-            f"ETA {clock(left)}"
+            f"{tree['samples_per_s']:.1f} samples/s  {mfu}"
+            f"data wait {100 * tree['data_wait'] / tree['step_time']:.0f} %  "
+            f"{tree['memory']:.2f} GiB  {save}ETA {clock(tree['eta'])}"
         )
         if sys.stderr.isatty():
             print(f"\r\x1b[K{line}", end="\n" if tree["step"] == self.steps else "", file=sys.stderr, flush=True)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.profiler import record_function
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -31,7 +32,7 @@ class Autocast(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the inner module returns."""
-        with self.context():
+        with record_function("forward"), self.context():
             return self.module(*args, **kwargs)
 
 

@@ -6,14 +6,15 @@ from contextlib import suppress
 from typing import Any
 
 import torch.distributed as torch_dist
+from torch._C import _distributed_c10d as c10d
 
 ENTRIES = 64
 
 
 def switch_on() -> None:
     """Let torch remember collectives. Call it before the process group is made."""
-    for name in ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"):  # the second for torch before 2.9
-        os.environ.setdefault(name, str(ENTRIES))
+    new = hasattr(c10d, "_dump_fr_trace_json")  # which older torch lacks, and newer ones warn of the old name
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE" if new else "TORCH_NCCL_TRACE_BUFFER_SIZE", str(ENTRIES))
 
 
 def last() -> tuple[int, str]:
@@ -30,8 +31,6 @@ def last() -> tuple[int, str]:
 
 
 def _entries() -> list[dict[str, Any]]:
-    from torch._C import _distributed_c10d as c10d
-
     nccl = torch_dist.is_initialized() and torch_dist.get_backend() == "nccl"
     dump = getattr(c10d, "_dump_nccl_trace_json" if nccl else "_dump_fr_trace_json", None)
     if dump is None:

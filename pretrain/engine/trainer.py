@@ -17,7 +17,7 @@ from pretrain import dist
 from pretrain.batch import Batch
 from pretrain.config import ConfigError, Section
 from pretrain.data.quarantine import TooManyBad
-from pretrain.engine import accumulate, checkpoint, ema, monitor, optim, rollback, stragglers, watchdog, zero
+from pretrain.engine import accumulate, checkpoint, deferred, ema, monitor, optim, rollback, stragglers, watchdog, zero
 from pretrain.engine.agreement import Agreed, Agreement
 from pretrain.engine.precision import Precision
 from pretrain.engine.preemption import EXIT_INTERRUPTED, EXIT_REQUEUE, Preemption
@@ -142,6 +142,8 @@ class Trainer:
         identity: Identity | None = None,
         hooks: Sequence[Hook] = (),
         average: ema.Config | None = None,
+        record: deferred.Record | None = None,
+        speed: monitor.Speed | None = None,
     ) -> None:
         """Build the engine and resume. All ranks call it.
 
@@ -156,6 +158,7 @@ class Trainer:
         self.folder = folder
         self.identity = identity or Identity()
         self.hooks = list(hooks)
+        self.speed = speed
         self.rows = sections.train.rows_per_rank()
         sections.optim.warmup_steps(steps)
         if sections.train.compile:
@@ -169,6 +172,7 @@ class Trainer:
             device=device,
             keep_frozen=sections.checkpoint.frozen,
             average=average,
+            record=record,
         )
         self.gradients = accumulate.Steps(self.engine, rows=sections.train.micro_batch_size, seed=seed)
         self.checkpoints = checkpoint.Checkpoints(folder, sections.checkpoint)
@@ -203,6 +207,8 @@ class Trainer:
             start=start,
             device=self.device,
             batch_size=self.sections.train.batch_size,
+            speed=self.speed,
+            save_every=self.sections.checkpoint.every_steps,
         )
 
     def _leave_out(self, start: int) -> None:

@@ -69,11 +69,13 @@ class Watchdog:
         self._phase, self._at, self._turn = "start", 0, 0
         self._steps: deque[float] = deque(maxlen=50)
         self._began = 0.0
+        self._clock = time.monotonic
         self._main = threading.get_ident()
         self._end = threading.Event()
         self._named = -1
         self._beat, self._age, self._tick = 0, 0.0, min(1.0, (config.seconds or LEAST) / 10)
         self._thread: threading.Thread | None = None
+        self._store: Any = None
 
     def start(self) -> None:
         """Begin to watch. All ranks call it."""
@@ -126,15 +128,14 @@ class Watchdog:
     # -- in the thread -------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        turn, last = self._turn, time.monotonic()
+        turn, last = self._turn, self._clock()
+        self._live()
         while not self._end.wait(self._tick):
-            now = time.monotonic()
+            now = self._clock()
             passed, last = min(now - last, 2 * self._tick), now  # not the time in which this process stood still
             self._age = self._age + passed if self._turn == turn else 0.0
             turn = self._turn
-            self._beat += 1
-            if self._beat % max(1, dist.world() // 200) == 0:
-                self._say()
+            self._live()
             look = self.patience() if self._phase in STEP and len(self._steps) >= WARM else self.limit(self._phase)
             if self._age > look:
                 self._look()
@@ -145,8 +146,10 @@ class Watchdog:
         phase = "compile" if self._age > self._tick and compiling(self._main) else self._phase
         return Sign(self._beat, self._at, phase, round(self._age, 1), calls, collective, host)
 
-    def _say(self) -> None:
-        if self._store is not None:
+    def _live(self) -> None:
+        """Say that this rank lives, and what it is in; thousands of ranks say so less often."""
+        self._beat += 1
+        if self._store is not None and self._beat % max(1, dist.world() // 200) == 0:
             with contextlib.suppress(RuntimeError):  # rank 0, which holds the store, has gone
                 self._store.set(str(dist.rank()), json.dumps(self._sign()))
 
@@ -164,9 +167,7 @@ class Watchdog:
         """Name the rank that holds up the run; end the run where it has had its time."""
         first = self._signs()
         turn = self._turn
-        pause = 5 * self._tick * max(1, dist.world() // 200)
-        self._say()
-        if self._end.wait(pause) or self._turn != turn:
+        if not self._rest(5 * max(1, dist.world() // 200)) or self._turn != turn:
             return
         signs = self._signs()
         silent = {r for r, sign in signs.items() if r != dist.rank() and sign.beat == first.get(r, sign).beat}
@@ -180,8 +181,17 @@ class Watchdog:
                 self._note(found)
         if over:
             # the others are about to come to the same end: none is to see its neighbours vanish before it has spoken
-            self._end.wait(8 * self._tick)
+            self._rest(8 * max(1, dist.world() // 200))
             os._exit(EXIT_REQUEUE)
+
+    def _rest(self, ticks: int) -> bool:
+        """Let time pass while showing that this rank lives; return whether the run still wants to be watched."""
+        for _ in range(ticks):
+            if self._end.wait(self._tick):
+                return False
+            self._age += self._tick
+            self._live()
+        return True
 
     def _report(self, found: "Verdict", *, over: bool, speaks: bool) -> None:
         sign = self._sign()

@@ -15,10 +15,11 @@ import torch
 import torch.distributed as torch_dist
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from pretrain import dist
 from pretrain.config import ConfigError, Section
-from pretrain.engine import ema, optim, overflow
+from pretrain.engine import deferred, ema, optim, overflow
 from pretrain.engine.precision import Autocast, LossScale, Precision
 
 log = logging.getLogger("diptych")
@@ -41,6 +42,8 @@ class Config(Section):
     stage: Literal[0, 1, 2, 3] = 1
     #: what lies in the host's memory: nothing; masters and moments, which the CPU then updates; weights too (stage 3)
     offload: Literal["none", "optimizer", "all"] = "none"
+    #: whole: every rank builds the whole model first; parts: shard by shard, with the same weights to the bit (stage 3)
+    init: Literal["whole", "parts"] = "whole"
     #: merged into DeepSpeed's own config, e.g. {zero_optimization: {reduce_bucket_size: 50000000}}
     extra: dict[str, Any] = Field(default_factory=dict)
 
@@ -57,10 +60,12 @@ class Config(Section):
         return value
 
     @model_validator(mode="after")
-    def _offload(self) -> "Config":
+    def _stages(self) -> "Config":
         least = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
         if self.stage < least:
             raise ValueError(f"offload: {self.offload!r} needs zero.stage={least} or higher, it is {self.stage}")
+        if self.init == "parts" and self.stage < 3:
+            raise ValueError(f"init: 'parts' needs zero.stage=3, at stage {self.stage} every rank holds all weights")
         return self
 
 
@@ -120,8 +125,21 @@ class Engine:
         device: torch.device,
         keep_frozen: bool = True,
         average: ema.Config | None = None,
+        record: deferred.Record | None = None,
     ) -> None:
-        """`keep_frozen` false leaves what does not train out of `shapes` and `fragments`, and so out of checkpoints."""
+        """Wrap a module. All ranks call it.
+
+        Args:
+            module: what is trained.
+            config: the `zero:` section.
+            optim_config: the `optim:` section.
+            precision: of the arithmetic inside forward.
+            rows: batch size of one rank.
+            device: of this rank.
+            keep_frozen: false leaves what does not train out of `shapes` and `fragments`, and so out of checkpoints.
+            average: the `ema:` section.
+            record: how the module was built, where it has no weights yet (`zero.init=parts`).
+        """
         import deepspeed
 
         for name, p in module.named_parameters():
@@ -137,16 +155,19 @@ class Engine:
         #: shapes as they are before ZeRO-3 empties the parameters
         kept = ((name, p) for name, p in module.named_parameters() if keep_frozen or p.requires_grad)
         self.shapes = {name: tuple(p.shape) for name, p in kept}
-        wrapped = Autocast(module, precision, device_type=device.type).to(device)
-        optimizer = optim.build(module, optim_config, device=device)
         trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
         pin = device.type == "cuda"
+        tree = deepspeed_config(config, rows=rows, grad_clip=optim_config.grad_clip, trained=trained, pin=pin)
+        if record is not None:
+            deferred.shard(module, record, tree)
+        wrapped = Autocast(module, precision, device_type=device.type).to(device)
+        optimizer = optim.build(module, optim_config, device=device)
         self.groups = optim.describe(optimizer.param_groups)  #: a line each; as they are before ZeRO flattens them
         try:
             self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
                 model=wrapped,
                 optimizer=optimizer,
-                config=deepspeed_config(config, rows=rows, grad_clip=optim_config.grad_clip, trained=trained, pin=pin),
+                config=tree,
                 dist_init_required=False,
             )
         except (ValueError, TypeError) as error:  # pydantic's complaint about zero.extra
@@ -166,6 +187,7 @@ class Engine:
         """Return what the module's forward returns, in the chosen precision."""
         return self._deepspeed(*args, **kwargs)
 
+    @record_function("backward")
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
         """Add to the gradients; with the `last` loss of a step they are averaged over ranks.
 
@@ -186,6 +208,7 @@ class Engine:
                 loss = loss * self.loss_scale.scale
         self._deepspeed.backward(loss)
 
+    @record_function("optimizer")
     def step(self, lr: float, *, broken: bool = False) -> float:
         """Update the weights; return the gradient's norm before clipping.
 

@@ -70,6 +70,8 @@ class Eval:
 
     def __init__(self, config: Any) -> None:
         self.config = config
+        #: what a report shows of the last run, as JSON holds it, under the eval's name; set on rank 0 by evals with any
+        self.examples: dict[str, Any] | None = None
 
     def run(self, features: Features) -> dict[str, Score]:
         """Return scores by name, the same on every rank."""

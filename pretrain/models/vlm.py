@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.profiler import record_function
 
 from pretrain.batch import Batch
 from pretrain.config import Section
@@ -70,7 +71,8 @@ class Encodings:
     @cached_property
     def _vision(self) -> vision_towers.Output:
         assert self.batch.image_NCHW is not None, "the batch has no images"
-        return self.model.vision(self.batch.image_NCHW, draw_N=self._draw_N)
+        with record_function("image tower"):
+            return self.model.vision(self.batch.image_NCHW, draw_N=self._draw_N)
 
     @property
     def _draw_N(self) -> Tensor | None:
@@ -85,7 +87,8 @@ class Encodings:
     @cached_property
     def _text(self) -> text_towers.Output:
         assert self.batch.tokens_BT is not None, "the batch has no text"
-        return self.model.text(self.batch.tokens_BT)
+        with record_function("text tower"):
+            return self.model.text(self.batch.tokens_BT)
 
     @cached_property
     def image_tokens(self) -> Tensor:

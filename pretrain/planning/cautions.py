@@ -39,7 +39,8 @@ def cautions(
         )
     if limit is not None and memory.peak > 0.92 * limit * GIB:
         out.append(
-            f"memory: {memory.peak / GIB:.1f} GiB a rank do not fit {limit:g} GiB with a tenth to spare; {relief(recipe)}"
+            f"memory: {memory.peak / GIB:.1f} GiB a rank do not fit {limit:g} GiB with a tenth to spare; "
+            f"{relief(recipe)}"
         )
     return out
 

@@ -9,8 +9,8 @@ P = bytes of trained fp32 parameters, W = ranks. Parameters, gradients and momen
 | 1, 2  | P + (master + moments) / W            | gradients P + a bucket       | gradients P / W, twice         |
 | 3     | (P + master + moments + gradients) / W + a bucket | gathered weights P + gradients P | gradients P / W    |
 
-torch's AdamW adds two temporaries of the largest tensor that it steps (a whole group's partition at stages 1 to 3) where
-it is not the fused one of GPUs. A save copies weights and moments to host memory, each rank its own part.
+AdamW is torch's fused one, which adds nothing; SGD adds a temporary of the largest tensor that it steps (a whole
+group's partition at stages 1 to 3). A save copies weights and moments to host memory, each rank its own part.
 """
 
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class Memory:
     gradients: int
     buckets: int  #: through which gradients travel
     gathered: int  #: ZeRO-3's whole weights while they are used
-    activations: int  #: most bytes of forward and backward, gradients left out
+    activations: int  #: what backward needs of forward
     loss: int  #: features of other ranks and tiles of logits
     data: int  #: batches in the hands of this rank
     moment_peaks: dict[str, int]  #: backward, step, save -> bytes on the device then
@@ -66,7 +66,8 @@ def forecast(recipe: Recipe, step: Step, *, world: int, loss: int, cpu: bool) ->
     steady = weights + master + moments + average - away + step.buffers + step.batch * 2
     if stage == 3:
         steady += part + bucket
-    temporary = 0 if not cpu else 2 * (FLOAT * step.group // world if stage else FLOAT * step.largest)
+    plain = cpu and recipe.optim.optimizer == "sgd"
+    temporary = (FLOAT * step.group // world if stage else FLOAT * step.largest) if plain else 0
     gathered = whole + frozen if stage == 3 else 0
     backward = steady + gathered + loss + step.peak + (bucket if stage in (1, 2) else 0)
     if not stage:
@@ -86,7 +87,7 @@ def forecast(recipe: Recipe, step: Step, *, world: int, loss: int, cpu: bool) ->
         gradients=whole,
         buckets=bucket,
         gathered=gathered,
-        activations=max(0, step.peak - whole),
+        activations=step.kept,
         loss=loss,
         data=2 * step.batch,
         moment_peaks=peaks,

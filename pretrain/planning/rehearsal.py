@@ -187,7 +187,7 @@ def flop_counter() -> FlopCounterMode:
 def gathered(step: Step, *, world: int, width: int) -> int:
     """Return the bytes that the loss holds more on `world` ranks than on one, for features of `width` numbers.
 
-    The texts of all rows are gathered and get a gradient; of every row's column the logsumexp is put together. A tile of
-    logits is as large as ever.
+    The texts of all rows are gathered and get a gradient; of every row's column the logsumexp is put together. A tile
+    of logits is as large as ever.
     """
     return (world - 1) * step.rows * 4 * (2 * width + 4)

@@ -15,7 +15,7 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -151,8 +151,8 @@ def _known(value: float | None) -> str:
     return "not told" if value is None else f"{value:.2f}"
 
 
-def lines_of_case(name: str, case: Case, args: argparse.Namespace, folder: Path) -> list[str]:
-    """Run a case; return its part of the page."""
+def lines_of_case(name: str, case: Case, args: argparse.Namespace, folder: Path) -> Iterator[list[str]]:
+    """Run a case; yield the parts of its section as they are known: the race, where time goes, equal losses."""
     cuda = args.device == "cuda"
     if name == "icons":
         shards = pairs.write_icons(folder / "pairs", args.icons)
@@ -181,7 +181,7 @@ def lines_of_case(name: str, case: Case, args: argparse.Namespace, folder: Path)
     flops = dict(zip(laps, (full, short, short))) if cuda else None
     words = [len(text.split()) for text in pairs.captions(task.shards)]
     head = "| | pairs/s | by round | ratio | wait for data, s |" + (" MFU | GiB | save stall, s |" if cuda else "")
-    return [
+    yield [
         f"## {TITLES[name]}",
         "",
         f"`{case.config}`, batch {task.batch} on {task.ranks} rank(s), {task.precision}; captions of {min(words)} to "
@@ -193,9 +193,9 @@ def lines_of_case(name: str, case: Case, args: argparse.Namespace, folder: Path)
         "|" + "---|" * (head.count("|") - 1),
         *table(laps, flops),
         "",
-        *where_time_goes.lines(task, args.peers, folder),
-        *same_batches.lines(task, section, start, args.peers, folder),
     ]
+    yield where_time_goes.lines(task, args.peers, folder)
+    yield same_batches.lines(task, section, start, args.peers, folder)
 
 
 def main() -> int:
@@ -222,8 +222,9 @@ def main() -> int:
     path.parent.mkdir(exist_ok=True)
     for name in chosen:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-            lines = lines_of_case(name, cases[name], args, Path(folder))
-        write_case(path, name, list(cases), lines)
+            lines: list[str] = []
+            for more in lines_of_case(name, cases[name], args, Path(folder)):
+                write_case(path, name, list(cases), lines := [*lines, *more])
     print(path.read_text())
     return 0
 

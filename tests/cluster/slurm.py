@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 
 from tests.cluster import machine
@@ -175,7 +176,9 @@ class Cluster:
 
     def hasten(self, number: int | str) -> None:
         """Take away the two minutes that SLURM makes a requeued job wait."""
-        if "BeginTime" in self.job(number)["Reason"]:
+        found = self.job(number)
+        waits = found.get("EligibleTime", "") > datetime.now().isoformat()  # or Unknown, of an array's record
+        if found["JobState"] == "PENDING" and waits and found["EligibleTime"][0].isdigit():
             subprocess.run(  # the job may have started in between
                 self.login.words("scontrol", "update", f"JobId={number}", "StartTime=now"), capture_output=True
             )

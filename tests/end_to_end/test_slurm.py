@@ -139,15 +139,17 @@ def test_whatever_happens_to_its_nodes_the_job_goes_on(cluster, config, uninterr
 
 def test_a_node_that_was_away_writes_nothing_when_it_comes_back(cluster, config, uninterrupted) -> None:
     """The time limit; then a node that is cut off and stands still wakes up when its job runs elsewhere."""
-    one_rank = ("--nodes=1", "--ntasks-per-node=1", "--time=1", "--signal=B:USR1@45")
+    one_rank = ("--nodes=1", "--ntasks-per-node=1", "--time=30", "--signal=B:USR1@60")
     work = submitted(cluster, config, "fenced", *one_rank)
     saved = work.at(7)
     frozen = work.ranks(work.nodes[0])
     send(frozen, signal.SIGSTOP)  # or a fast machine would be done before the limit
+    limit(cluster, work, minutes_of(cluster, work) + 1)
     work.said("USR1: passed on")
     send(frozen, signal.SIGCONT)
+    until(lambda: cluster.state(work.number) == "PENDING", 60, work.log)
+    limit(cluster, work, 30)  # or it would come to the next start while that is being imported
     work.restarted(1)
-    cluster.login.run("scontrol", "update", f"JobId={work.number}", "TimeLimit=30")
     assert work.at(work.step() + 5) >= saved
     away = work.nodes[0]
     stale = [*work.ranks(away), work.supervisor(away)]
@@ -163,6 +165,17 @@ def test_a_node_that_was_away_writes_nothing_when_it_comes_back(cluster, config,
     cluster.nodes[away].plug()
     work.ended("COMPLETED")
     close(losses(work.run), uninterrupted, 1e-4)
+
+
+def minutes_of(cluster: Cluster, work: Work) -> int:
+    """Return for how many minutes a job has run, and 15 s."""
+    hours, minutes, seconds = cluster.job(work.number)["RunTime"].split(":")
+    return 60 * int(hours) + (60 * int(minutes) + int(seconds) + 15) // 60
+
+
+def limit(cluster: Cluster, work: Work, minutes: int) -> None:
+    """Change a job's time limit."""
+    cluster.login.run("scontrol", "update", f"JobId={work.number}", f"TimeLimit={minutes}")
 
 
 def test_a_cancelled_job_stays_so(cluster, config) -> None:

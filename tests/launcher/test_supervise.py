@@ -140,6 +140,20 @@ def test_a_launcher_whose_run_was_taken_over_ends_it_and_writes_nothing(tmp_path
     assert ends(tmp_path) == []
 
 
+def test_a_disk_that_hiccups_has_not_given_the_run_away(tmp_path: Path) -> None:
+    def hiccup() -> None:
+        while not (tmp_path / run_folder.RECORD).exists():
+            time.sleep(0.01)
+        (tmp_path / "environment.json").rename(tmp_path / "away")
+        time.sleep(2.5)  # longer than between two looks
+        (tmp_path / "away").rename(tmp_path / "environment.json")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=hiccup, daemon=True).start()
+    assert supervisor(tmp_path, "7:hang").supervise() == 85
+    assert ends(tmp_path) == [("stopped", 85)]
+
+
 def test_a_zero_of_deepspeed_whose_child_was_killed_is_not_believed(tmp_path: Path) -> None:
     assert supervisor(tmp_path, "7:0", "0:", kind="deepspeed").supervise() == 0
     assert ends(tmp_path) == [("crashed", 0), ("done", 0)]

@@ -196,7 +196,8 @@ def main() -> int:
             return 1
         tars = list((folder / "straight" / "clipart").glob("*.tar"))
         size = f"{len(tars)} shards, {sum(path.stat().st_size for path in tars) / 1e6:.0f} MB"
-    command = f"python -m tests.soak.chain --size {args.size}" + (f" --limit {args.limit}" if args.limit else "")
+    command = f"python -m tests.soak.chain --size {args.size} --shard-size {args.shard_size}"
+    command += f" --limit {args.limit}" if args.limit else ""
     page = report(rows, command=command, minutes=(time.monotonic() - begin) / 60, size=size)
     print(page)
     if args.out:
