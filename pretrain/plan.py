@@ -1,4 +1,4 @@
-"""What a config will need, before anything is launched: memory a rank, steps, data, time. Builds no weights, needs no GPU.
+"""What a config will need, before anything is launched: memory a rank, steps, data, time. No GPU, no weights.
 
     python pretrain/plan.py CONFIG [section.key=value ...] [--gpus 8 --nodes 4 --gpu H100 --gpu-memory 80] [--json]
 

@@ -42,7 +42,8 @@ def windowed(batches: Iterator[Batch], config: Config, folder: Path, *, first: i
             if config.start is not None and done + 1 == config.start:
                 profiler = _begin(config)
             if profiler is not None and config.start is not None and done + 1 == config.start + config.steps:
-                profiler = _end(profiler, folder, steps=config.steps)
+                _end(profiler, folder, steps=config.steps)
+                profiler = None
             with torch.profiler.record_function("data"):
                 batch = next(batches, None)
             if batch is None:
