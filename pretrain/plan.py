@@ -130,8 +130,9 @@ def _memory(plan: Plan) -> list[str]:
     unit = GIB if needs.peak >= GIB else 2**20
     word = "GiB" if unit == GIB else "MiB"
     parts = {
-        "parameters": needs.parameters, "ZeRO masters": needs.master, "moments": needs.moments, "average": needs.average,
-        "gradients": needs.gradients, "buckets": needs.buckets, "gathered weights": needs.gathered,
+        "parameters": needs.parameters, "ZeRO masters": needs.master, "moments": needs.moments,
+        "average": needs.average, "gradients": needs.gradients,
+        "buckets": needs.buckets, "gathered weights": needs.gathered,
         "activations": needs.activations, "loss, gathering": needs.loss, "batches": needs.data,
     }  # fmt: skip
     out = [

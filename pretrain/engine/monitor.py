@@ -149,7 +149,8 @@ class Monitor:
         save = f"save in {clock(tree['to_checkpoint'])}  " if "to_checkpoint" in tree else ""
         line = (
             f"step {tree['step']}/{self.steps}  loss {tree['loss']:.4f}  lr {tree['lr']:.3g}  "
-            f"{tree['samples_per_s']:.1f} samples/s  {mfu}data wait {100 * tree['data_wait'] / tree['step_time']:.0f} %  "
+            f"{tree['samples_per_s']:.1f} samples/s  {mfu}"
+            f"data wait {100 * tree['data_wait'] / tree['step_time']:.0f} %  "
             f"{tree['memory']:.2f} GiB  {save}ETA {clock(tree['eta'])}"
         )
         if sys.stderr.isatty():
