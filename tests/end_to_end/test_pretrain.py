@@ -262,7 +262,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def test_first_line_comes_soon_and_the_plan_and_report_are_left(config: Path, tmp_path: Path) -> None:
-    """Ten seconds of CPU from a process that is up to its first step; evals' pictures in the report; a plan beside it."""
+    """Ten seconds of CPU from a process that is up to its first step; pictures in the report, a plan beside it."""
     words = (f"run.dir={tmp_path}", "run.name=seen", "train.steps=4", "evals.retrieval.every_steps=2")
     process = launch(config, *words, "profile.start=2", launcher=(sys.executable,))
     assert process.stdout is not None
