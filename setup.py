@@ -40,7 +40,8 @@ EXTRAS = {
         "s3fs>=2025.5",  # the client that they use
         "ray>=2.9",  # a real cluster of two workers, for the tests of data_tools --engine ray
         "efficientnet_lite_pytorch>=0.1.0",  # the library whose weights model.vision.weights may name, for parity
-        "ruff>=0.6",  # lint and format
+        "ruff>=0.10",  # lint and format
+        "vermin>=1.6",  # the launcher's oldest Python: syntax and standard library
         "import-linter>=2.1",  # who may import whom
         "mypy>=1.11",  # types of the foundation
         "types-PyYAML",  # stubs for mypy

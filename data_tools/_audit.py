@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_tools import _duplicates, _pack, _phash, _scan, _tar
+from data_tools import _duplicates, _pack, _phash, _tar
 from data_tools._repeats import Repeats
 from pretrain.data import format as shards
+from pretrain.data import headers
 from pretrain.data.decode import BadSample, decode_image
 
-VERSION = 1  # of what `look` returns: results of another version are not taken from an interrupted run
+VERSION = 2  # of what `look` returns: results of another version are not taken from an interrupted run
 EXAMPLES = 3
 NEAR = 4  # bits in which the hashes of near-duplicates differ at most
 
@@ -35,7 +36,7 @@ def look(asked: Look) -> bytes:
     """Return what there is to say about one shard."""
     seen = _Seen(asked)
     try:
-        entries = _scan.scan(asked.path)
+        entries = headers.scan(asked.path)
         seen.size = asked.path.stat().st_size
         seen.compare(entries)
         if not entries:
@@ -67,11 +68,16 @@ class _Seen:
     def compare(self, entries: list[shards.Entry]) -> None:
         """Hold the tar against dataset.json and its index."""
         path = self.asked.path
-        listed = shards.read_manifest(path.parent)["shards"].get(path.name)
-        if listed is not None and (listed["samples"], listed["bytes"]) != (len(entries), self.size):
+        samples, size, sha256 = shards.listed_in(path.parent).get(path.name, (len(entries), self.size, ""))
+        if (samples, size) != (len(entries), self.size):
             self.unusable.append(
                 f"shard {path}: {len(entries)} samples in {self.size} bytes, dataset.json says "
-                f"{listed['samples']} in {listed['bytes']}; run `python -m data_tools index {path}`"
+                f"{samples} in {size}; run `python -m data_tools index {path}`"
+            )
+        elif self.asked.decode and sha256 and shards.sha256_of(path) != sha256:
+            self.unusable.append(
+                f"shard {path}: its SHA-256 is not the one in dataset.json, so nobody could download it; fetch or "
+                f"build it again, or run `python -m data_tools index {path}` if the change is meant"
             )
         try:
             if shards.read_index(path) != entries:

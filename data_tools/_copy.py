@@ -49,8 +49,8 @@ def write(
     shard_size: int,
     engine: _engine.Engine,
     meta: Mapping[str, Any],
-) -> dict[str, tuple[int, int]]:
-    """Write the rows of each split into `out`, which is claimed, and dataset.json; return {shard: (samples, bytes)}.
+) -> dict[str, shards.Listed]:
+    """Write the rows of each split into `out`, which is claimed, and dataset.json; return what that says of shards.
 
     Raises:
         ShardError: nothing is left to write, or a source cannot be read.
@@ -68,7 +68,8 @@ def write(
     ]
     _plan(out, state, {task.argument.out.name for task in tasks})
     results = _engine.run(copied, tasks, state=state, engine=engine, doing="write", fits=_whole)
-    counts = {note["name"]: (note["samples"], note["bytes"]) for note in map(json.loads, results)}
+    notes = map(json.loads, results)
+    counts = {note["name"]: (note["samples"], note["bytes"], note.get("sha256", "")) for note in notes}
     shards.write_manifest(out, counts, meta)
     return counts
 
@@ -94,8 +95,8 @@ def copied(piece: Piece) -> bytes:
                 read[at][name] = tars[number].read((offset, size))
             for (_, _, key), entry, members in zip(batch, entries, read):
                 writer.add(key or entry.key, {name: members[name] for name in entry.members})
-    note = {"name": piece.out.name, "samples": len(writer.entries), "bytes": piece.out.stat().st_size}
-    return json.dumps(note).encode()
+    samples, size, sha256 = writer.listed
+    return json.dumps({"name": piece.out.name, "samples": samples, "bytes": size, "sha256": sha256}).encode()
 
 
 def _batches(rows: Sequence[tuple[int, bytes, str | None]]) -> list[list[tuple[int, bytes, str | None]]]:

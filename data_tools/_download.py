@@ -19,6 +19,7 @@ from data_tools._pairs import source_of
 from data_tools.sources.base import Options
 from pretrain.config import ConfigError
 from pretrain.data import format as shards
+from pretrain.data import headers
 
 REPORT = "fetch-report.json"
 STATE = ".fetch"
@@ -124,13 +125,13 @@ def _publish(args: argparse.Namespace, output: Path, first: int) -> int:
         raw, path = output / f"{name}.tar", args.out / f"{args.prefix}-{first + int(name):05d}.tar"
         try:
             if raw.exists():
-                entries = shards.scan(raw)
+                entries = headers.scan(raw)
                 if entries:
                     raw.replace(path)
                 else:
                     raw.unlink()
             if path.exists() and not shards.index_path(path).exists():
-                shards.write_index(path, shards.scan(path))
+                shards.write_index(path, headers.scan(path))
         except shards.ShardError as error:
             print(f"{error}; fetching it again", file=sys.stderr)
             damaged += 1
@@ -150,7 +151,7 @@ def _finish(args: argparse.Namespace, state: Path, plans: list[_urls.Plan]) -> i
     for reason, number in [*report["left_out"].items(), *list(report["reasons"].items())[:10]]:
         print(f"  {number:>8}  {reason}")
     counts = {
-        path.name: (len(shards.read_index(path)), path.stat().st_size)
+        path.name: (len(shards.read_index(path)), path.stat().st_size, shards.sha256_of(path))
         for path in sorted(args.out.glob(f"{args.prefix}-*.tar"))
     }
     if not counts:

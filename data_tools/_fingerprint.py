@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_tools import _minhash, _pack, _phash, _scan, _tar
+from data_tools import _minhash, _pack, _phash, _tar
+from pretrain.data import headers
 from pretrain.data.decode import BadSample
 
 VERSION = 1
@@ -27,7 +28,7 @@ def fingerprints(asked: Ask) -> bytes:
     texts: list[str] = []
     bad = 0
     with _tar.opened(asked.path) as tar:
-        for entry in _scan.entries_of(asked.path):
+        for entry in headers.entries_of(asked.path):
             image, look, area = NONE, None, 0
             try:
                 data = tar.image(entry)

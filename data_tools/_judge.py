@@ -9,9 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools import _choice, _engine, _pack, _rows, _rules, _scan, _tar
+from data_tools import _choice, _engine, _pack, _rows, _rules, _tar
 from pretrain.config import ConfigError
 from pretrain.data import format as shards
+from pretrain.data import headers
 from pretrain.data.decode import BadSample
 
 VERSION = 1
@@ -52,7 +53,7 @@ def judged(asked: Ask) -> bytes:
     pictures, captions = _rules.picture_rules(asked.limits), _rules.caption_rules(asked.limits)
     rows: list[list[bool]] = []
     with _tar.opened(asked.path) as tar:
-        for entry in _scan.entries_of(asked.path):
+        for entry in headers.entries_of(asked.path):
             try:
                 picture, said = tar.picture(entry), tar.captions(entry)
             except BadSample:

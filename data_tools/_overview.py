@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_tools import _pack, _page, _plot, _rows, _scan, _tar
+from data_tools import _pack, _page, _plot, _rows, _tar
 from data_tools._repeats import Repeats
 from data_tools._survey import FINE
+from pretrain.data import headers
 from pretrain.data.decode import BadSample
 
 EACH = 60  # shards that get a bar of their own
@@ -125,7 +126,7 @@ class Overview:
             if len(figures) == self.pictures:
                 break
             path = self.paths[shard]
-            entry = _scan.entries_of(path)[row]
+            entry = headers.entries_of(path)[row]
             with _tar.opened(path) as tar:
                 try:
                     kind, width, height, _ = tar.picture(entry)

@@ -109,7 +109,7 @@ def _finish(args: argparse.Namespace, notes: Sequence[Note]) -> int:
     """Write report, quarantine and manifest; the manifest only if the build is good."""
     bad = sorted((row for note in notes for row in note.bad), key=lambda row: row["key"])
     total, samples = sum(note.rows for note in notes), sum(note.samples for note in notes)
-    counts = {note.name: (note.samples, note.bytes) for note in notes if note.samples}
+    counts = {note.name: (note.samples, note.bytes, note.sha256) for note in notes if note.samples}
     reasons = dict(Counter(row["reason"] for row in bad).most_common())
     report: dict[str, Any] = {"rows": total, "samples": samples, "bad": len(bad), "reasons": reasons}
     shards.write_atomic(args.out / REPORT, json.dumps(report, indent=1, ensure_ascii=False).encode() + b"\n")

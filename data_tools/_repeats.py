@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools import _scan, _tar
+from data_tools import _tar
+from pretrain.data import headers
 
 MANY = 10  # rows of the list of repeated captions
 
@@ -46,7 +47,7 @@ class Repeats:
     def name(self, position: int) -> str:
         """Return shard/key of the sample at a position."""
         path, row = self._place(position)
-        return f"{path.name}/{_scan.scan(path)[row].key}"
+        return f"{path.name}/{headers.scan(path)[row].key}"
 
     def texts(self) -> list[tuple[str, int]]:
         """Return the first captions of the most frequent marks with their numbers, if above 1."""
@@ -56,7 +57,7 @@ class Repeats:
         for at in order[number[order] > 1].tolist():
             path, row = self._place(int(first[at]))
             with _tar.opened(path) as tar:
-                found.append((tar.captions(_scan.scan(path)[row])[0], int(number[at])))
+                found.append((tar.captions(headers.scan(path)[row])[0], int(number[at])))
         return found
 
     def _place(self, position: int) -> tuple[Path, int]:

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools import _engine, _scan
+from data_tools import _engine
 from pretrain.data import format as shards
+from pretrain.data import headers
 
 Rows = NDArray[np.int64]  #: [N, 2]: number of the shard, number of the sample in it
 
@@ -40,7 +41,7 @@ def opened(paths: Sequence[Path], *, state: Path, engine: _engine.Engine) -> lis
 
 def scanned(path: Path) -> bytes:
     """Return what the index of a shard would hold."""
-    return shards.index_bytes(path.stat().st_size, _scan.scan(path))
+    return shards.index_bytes(path.stat().st_size, headers.scan(path))
 
 
 def _lines(path: Path, index: bytes | None) -> list[bytes]:

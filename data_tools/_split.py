@@ -5,8 +5,8 @@ the source and compares; shards whose rows have not changed are kept, from the f
 anew.
 """
 
+import hashlib
 import json
-from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ class Note(NamedTuple):
     samples: int
     bytes: int
     bad: list[dict[str, str]]
+    sha256: str = ""  #: empty where an older version has left the note
 
 
 def key_of(row: Row) -> str:
@@ -134,7 +135,7 @@ class Split:
 
     def _begin(self) -> None:
         self._rows, self._bad = 0, list[dict[str, str]]()
-        self._digest = sha256(str(self.shard_size).encode())
+        self._digest = hashlib.sha256(str(self.shard_size).encode())
 
     def _count(self, row: Row) -> None:
         """Add a row, and what a changed picture changes, to the digest of its shard."""
@@ -149,8 +150,8 @@ class Split:
         writer, self._writer = self._writer, None
         samples, name = len(writer.entries), self._shard(len(self.notes))
         (writer.close if samples else writer.abort)()
-        size = writer.path.stat().st_size if samples else 0
-        note = Note(name, self._rows, self._digest.hexdigest(), samples, size, self._bad)
+        _, size, sha256 = writer.listed if samples else (0, 0, "")
+        note = Note(name, self._rows, self._digest.hexdigest(), samples, size, self._bad, sha256)
         if samples:
             shards.write_atomic(self.state / f"{name}.json", json.dumps(note._asdict()).encode())
         self.notes.append(note)

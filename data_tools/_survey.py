@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_tools import _audit, _pack, _rows, _scan, _tar
+from data_tools import _audit, _pack, _rows, _tar
+from pretrain.data import headers
 from pretrain.data.decode import BadSample
 
 VERSION = 1
@@ -35,7 +36,7 @@ def surveyed(asked: Ask) -> bytes:
     marks: list[int] = []
     texts: list[str] = []
     draws: list[tuple[int, int]] = []
-    entries = _scan.entries_of(asked.path)
+    entries = headers.entries_of(asked.path)
     with _tar.opened(asked.path) as tar:
         for row, entry in enumerate(entries):
             draws.append((_rows.mark(asked.seed, asked.path.name, entry.key), row))

@@ -10,8 +10,9 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from data_tools import _inputs, _progress, _scan
+from data_tools import _inputs, _progress
 from pretrain.data import format as shards
+from pretrain.data import headers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,27 +23,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Index each shard anew; a shard that cannot be read is named on stderr, the others are indexed all the same."""
     paths = _inputs.shard_paths(args.shards)
-    counts: dict[Path, dict[str, tuple[int, int]]] = defaultdict(dict)
+    counts: dict[Path, dict[str, shards.Listed]] = defaultdict(dict)
+    listed = {folder: shards.listed_in(folder) for folder in {path.parent for path in paths}}
     failed = 0
     with _progress.bar(len(paths), doing="index", unit="shard") as bar:
         for path in paths:
             try:
-                entries = _scan.scan(path)
+                entries = headers.scan(path)
                 if not entries:
                     raise shards.ShardError(f"shard {path}: holds no samples; build it again or leave it out")
                 shards.write_index(path, entries)
-                counts[path.parent][path.name] = (len(entries), path.stat().st_size)
+                counts[path.parent][path.name] = (
+                    len(entries),
+                    path.stat().st_size,
+                    _checksum(path, listed[path.parent]),
+                )
             except shards.ShardError as error:
                 failed += 1
                 print(f"error: {error}", file=sys.stderr)
             bar.update()
     for folder, found in counts.items():
-        manifest = shards.read_manifest(folder)
-        others = {
-            name: (row["samples"], row["bytes"])
-            for name, row in manifest["shards"].items()
-            if (folder / name).exists() and name not in found
-        }
-        shards.write_manifest(folder, {**others, **found}, manifest["meta"])
-        print(f"{folder}: {len(found)} shards, {sum(n for n, _ in found.values())} samples")
+        others = {name: row for name, row in listed[folder].items() if (folder / name).exists()}
+        shards.write_manifest(folder, {**others, **found}, shards.read_manifest(folder)["meta"])
+        print(f"{folder}: {len(found)} shards, {sum(row[0] for row in found.values())} samples")
     return 1 if failed else 0
+
+
+def _checksum(path: Path, listed: dict[str, shards.Listed]) -> str:
+    """Return the SHA-256 of a shard whose dataset.json has one, of the file as it is now; else nothing.
+
+    To work it out, all of the shard must be read, not its headers alone.
+    """
+    return shards.sha256_of(path) if path.name in listed and listed[path.name][2] else ""

@@ -11,11 +11,12 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data_tools import _inputs, _progress, _scan
+from data_tools import _inputs, _progress
 from data_tools._arguments import positive
 from data_tools._captions import captions_of
 from pretrain.config import ConfigError
 from pretrain.data import format as shards
+from pretrain.data import headers
 from pretrain.data.decode import BadSample
 
 LONGEST = 10_000  # tokens; more than any context has
@@ -67,7 +68,7 @@ def _shard_texts(path: Path) -> Iterator[str]:
     words = ("txt", "json")
     entries = [
         shards.Entry(entry.key, {name: place for name, place in entry.members.items() if name in words})
-        for entry in _scan.scan(path)
+        for entry in headers.scan(path)
     ]
     for _, members in _inputs.samples(path, entries):
         try:

@@ -75,6 +75,7 @@ class Job:
             rank=dist.rank(),
             world=dist.world(),
             workers=self.recipe.data.workers,
+            access=self.recipe.data,
         )
         return (batch.to(self.device) for batch in batches)
 
@@ -139,7 +140,14 @@ def run(section: Recipe, device: torch.device) -> int:
         job.module,
         section,
         folder=job.folder,
-        data=Data(batches=batches.iterate, state=batches.state, restore=batches.restore, on_bad=on_bad),
+        data=Data(
+            batches=batches.iterate,
+            state=batches.state,
+            restore=batches.restore,
+            exclude=lambda numbers: batches.exclude(batches=numbers),
+            batch_at=lambda step: batches.excluded.batch_at(step),
+            on_bad=on_bad,
+        ),
         steps=steps,
         device=device,
         seed=section.run.seed,

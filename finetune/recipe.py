@@ -13,7 +13,10 @@ from pretrain.data import loader
 from pretrain.engine import checkpoint
 from pretrain.engine.monitor import Config as Monitor
 from pretrain.engine.optim import Config as Optim
+from pretrain.engine.rollback import Config as Faults
+from pretrain.engine.stragglers import Config as Stragglers
 from pretrain.engine.trainer import Config as Train
+from pretrain.engine.watchdog import Config as Watchdog
 from pretrain.engine.zero import Config as Zero
 from pretrain.recipe import Run
 
@@ -71,6 +74,9 @@ class Recipe(Section):
     zero: Zero = Field(default_factory=Zero)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     monitor: Monitor = Field(default_factory=Monitor)
+    faults: Faults = Field(default_factory=Faults)
+    watchdog: Watchdog = Field(default_factory=Watchdog)
+    stragglers: Stragglers = Field(default_factory=Stragglers)
 
     @field_validator("method", mode="before")
     @classmethod

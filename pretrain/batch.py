@@ -79,3 +79,19 @@ class Batch:
         """Return the batch in page-locked memory (DataLoader calls this by name)."""
         pinned: dict[str, Any] = {n: v.pin_memory() for n, v in self.tensors().items()}
         return replace(self, **pinned)
+
+    def split(self, rows: int) -> list["Batch"]:
+        """Return the batch in parts of `rows` rows (the last may be shorter); replaced samples go with the first."""
+        starts = range(0, len(self), rows)
+        return [self._rows(start, start + rows) for start in starts] if len(starts) > 1 else [self]
+
+    def _rows(self, start: int, stop: int) -> "Batch":
+        cut: dict[str, Any] = {}
+        for name, value in self.tensors().items():
+            owner = {"image_NCHW": self.owner_N, "owner_N": self.owner_N}.get(name)
+            owner = self.box_owner_K if name in ("boxes_K4", "box_owner_K") else owner
+            mine = slice(start, stop) if owner is None else (owner >= start) & (owner < stop)
+            cut[name] = value[mine] - start if name in ("owner_N", "box_owner_K") else value[mine]
+        filler = max(0, min(stop, len(self)) - max(start, len(self) - self.filler))
+        cut |= {name: getattr(self, name)[start:stop] for name in ("keys", "meta", "shards")}
+        return replace(self, **cut, bad=[] if start else self.bad, filler=filler)

@@ -117,7 +117,7 @@ def load(section: type[AnySection], path: str | Path, words: Iterable[str] = ())
 
 def dump(section: Section) -> str:
     """Return a section as YAML that loads back to the same section."""
-    return yaml.safe_dump(section.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(section.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
 
 
 def _sentence(section: type[BaseModel], error: Any, where: str) -> str:
@@ -135,14 +135,14 @@ def _keys_at(section: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
     for part in loc:
         if isinstance(part, int):  # an entry of a list: the loop has already come to what the entries are
             continue
-        found = section.model_fields.get(str(part))
+        found = section.model_fields.get(str(part))  # none of those with an alias holds other sections
         annotation = found.annotation if found else None
         if get_origin(annotation) is list:
             [annotation] = get_args(annotation)
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []
         section = annotation
-    return list(section.model_fields)
+    return [field.alias or name for name, field in section.model_fields.items()]
 
 
 def exit_with(error: Exception, *, code: int = 2) -> NoReturn:

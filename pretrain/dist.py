@@ -1,6 +1,7 @@
 """Rank, world, collectives with gradient, agreement and seeds. Works with one process and no process group."""
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,15 @@ from torch import Tensor
 
 # torch 2.14 renames the collective and warns about the old name, older releases know only that one
 _all_gather = getattr(torch_dist, "all_gather_single", None) or torch_dist.all_gather_into_tensor
+
+#: called at the start of an exchange of tensors between ranks, in a step's forward above all; see engine/stragglers.py
+ON_EXCHANGE: Callable[[], None] | None = None
+
+
+def meet() -> None:
+    """Tell who listens that an exchange between ranks begins."""
+    if ON_EXCHANGE is not None:
+        ON_EXCHANGE()
 
 
 def active() -> bool:
@@ -36,6 +46,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, local_BE: Tensor) -> Tensor:
+        meet()
         out_ME = local_BE.new_empty((world() * len(local_BE), *local_BE.shape[1:]))
         _all_gather(out_ME, local_BE.contiguous())
         return out_ME
@@ -60,6 +71,7 @@ def gather(local_B: Tensor) -> Tensor:
     """Return the rows of all ranks in rank order, without gradient. Equal row counts on all ranks."""
     if world() == 1:
         return local_B
+    meet()
     out_M = local_B.new_empty((world() * len(local_B), *local_B.shape[1:]))
     _all_gather(out_M, local_B.contiguous())
     return out_M
@@ -92,8 +104,18 @@ def total(value: Tensor) -> Tensor:
     """Return the sum of a tensor over ranks (not in place, no gradient)."""
     out = value.detach().clone()
     if world() > 1:
+        meet()
         torch_dist.all_reduce(out)
     return out
+
+
+def logsumexp(value: Tensor) -> Tensor:
+    """Return log(sum over ranks of exp(value)), elementwise (not in place, no gradient)."""
+    if world() == 1:
+        return value
+    top = value.detach().clone()
+    torch_dist.all_reduce(top, op=torch_dist.ReduceOp.MAX)
+    return total((value - top).exp_()).log_().add_(top)
 
 
 def any_rank(flag: bool, *, device: torch.device | str = "cpu") -> bool:  # noqa: FBT001 (the value itself)

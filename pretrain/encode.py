@@ -6,12 +6,14 @@
 One row a sample, named by `shard` (base name) and `key`; pretrain/data/feature_table.py says which columns. Of several
 captions a sample's text feature is the normalised mean, its score the mean of their cosines (`score_max`: the best).
 Under deepspeed or torchrun the ranks share the shards, and the file is the same for any number of them (of equally many
-threads, OMP_NUM_THREADS). Interrupted, the same command goes on after the shards that are done.
+threads, OMP_NUM_THREADS). Interrupted, the same command goes on after the shards that are done. How shards are read,
+data.KEY=VALUE says as for training: cache_dir, cache_gb, range_reads, retry_seconds, max_pixels, allow_pipe.
 
 Shapes: N = samples of a batch, T = their captions end to end, E = joint embedding width.
 """
 
 import hashlib
+import re
 import sys
 import time
 from datetime import timedelta
@@ -29,11 +31,11 @@ from tqdm import tqdm
 
 from pretrain import command, dist, pretrained
 from pretrain.batch import Batch, Example
-from pretrain.config import ConfigError
+from pretrain.config import ConfigError, build, override
 from pretrain.data import index, loader
 from pretrain.data.format import ShardError
 from pretrain.data.readers import base as readers
-from pretrain.data.remote import Url
+from pretrain.data.remote import Access
 from pretrain.engine import process
 from pretrain.models.vlm import Encodings
 from pretrain.pretrained import Pretrained
@@ -41,7 +43,9 @@ from pretrain.pretrained import Pretrained
 EXAMPLE = """examples:
   python pretrain/encode.py runs/clip_iconcaps 'data/iconcaps/train-{00000..00011}.tar' --features features.parquet
   torchrun --nproc_per_node 2 pretrain/encode.py exports/hf data/mine/train-*.tar --scores scores.parquet
+  python pretrain/encode.py exports/hf 's3://bucket/{00..99}.tar' data.cache_gb=20 --features features.parquet
   python pretrain/encode.py exports/hf coco.tar --reader '{caption: {text: ["json:captions"]}}' --scores coco.parquet"""
+KEY = re.compile(r"data\.\w+=")
 PATIENCE = timedelta(days=1)  # at the end the ranks wait for the slowest, however unequal their shards are
 
 
@@ -56,6 +60,7 @@ class Job(NamedTuple):
     sides: tuple[str, ...] = ("image", "text")  #: which features
     batch_size: int = 64
     workers: int = 2
+    access: Access = Access()
 
 
 def encode(job: Job) -> str:
@@ -70,7 +75,7 @@ def encode(job: Job) -> str:
         raise ConfigError(f"{job.out}: there is no folder {job.out.resolve().parent}; make it first")
     device = process.setup_process_group(timeout=PATIENCE)
     model = pretrained.load(job.model, device=device)
-    catalog = index.resolve(job.shards)
+    catalog = index.resolve(job.shards, job.access)
     names = base_names(catalog)
     words = dist.broadcast_object(identities(catalog) if dist.is_main() else None)
     table = table_file.FeatureTable(job.out, about=about(job, model), identities=dict(zip(names, words)))
@@ -82,7 +87,7 @@ def encode(job: Job) -> str:
     with tqdm(total=total, desc=f"{job.what} of rank 0", unit="sample", disable=not dist.is_main()) as bar:
         for number in mine:
             path = catalog.paths[number]
-            columns, bad = _shard(job, model, path, device, bar)
+            columns, bad = _shard(job, model, catalog.only(number), device, bar)
             if len(columns["key"]) + len(bad) != catalog.sizes[number]:
                 raise ShardError(f"shard {path}: changed while it was read; start the same command again")
             table.write_part(number, columns, bad)
@@ -116,6 +121,7 @@ def about(job: Job, model: Pretrained) -> dict[str, Any]:
         "reader": job.reader,
         "columns": list(_no_rows(job, 1)),
         "batch_size": job.batch_size,  # sums in another order differ in the last bit
+        **({"max_pixels": job.access.max_pixels} if job.access.max_pixels != Access().max_pixels else {}),
     }
 
 
@@ -141,20 +147,22 @@ def identities(catalog: index.Catalog) -> list[str]:
 
 
 def _shard(
-    job: Job, model: Pretrained, path: Path | Url, device: torch.device, bar: Any
+    job: Job, model: Pretrained, shard: index.Catalog, device: torch.device, bar: Any
 ) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """Return the columns of one shard's rows, and the samples that cannot be used."""
     keys: list[str] = []
     parts = [_no_rows(job, model.config.embed_dim)]
     bad: list[dict[str, str]] = []
+    [path] = shard.paths
     batches = loader.scan(
-        [path.text if isinstance(path, Url) else str(path)],
+        shard,
         reader=_keeping_all(job.reader),
         transform=model.transform,
         composer=model.composer,
         batch_size=job.batch_size,
         workers=job.workers,
         filled=False,
+        access=job.access,
     )
     for batch in batches:
         if len(batch):
@@ -234,6 +242,8 @@ def read_reader(text: str) -> dict[str, dict[str, Any]]:
 
 def main(words: list[str] | None = None) -> int:
     """Encode as the command line says; return the exit code."""
+    words = sys.argv[1:] if words is None else words
+    given = [word for word in words if KEY.match(word)]
     parser = command.parser(__doc__, EXAMPLE)
     parser.add_argument("model", metavar="MODEL", help="run folder, checkpoint, export or transformers CLIP folder")
     parser.add_argument("shards", metavar="SHARDS", nargs="+", help="as data.shards: paths with braces")
@@ -245,7 +255,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--reader", default="caption", metavar="YAML", help="as data.reader; default: caption")
     parser.add_argument("--batch-size", type=int, default=64, help="samples at a time on each rank")
     parser.add_argument("--workers", type=int, default=2, help="processes a rank that decode; 0: none")
-    args = parser.parse_intermixed_args(words)
+    args = parser.parse_intermixed_args([word for word in words if word not in given])
     if args.out.suffix != ".parquet":  # or a forgotten OUT would overwrite the last shard
         parser.error(f"OUT must end in .parquet, got {args.out}")
     if args.only and args.what == "scores":
@@ -254,7 +264,8 @@ def main(words: list[str] | None = None) -> int:
         parser.error("--batch-size must be at least 1 and --workers at least 0")
 
     def run() -> int:
-        job = Job(args.model, args.shards, args.out, args.what, read_reader(args.reader))
+        access = build(Access, override({}, given).get("data", {}), where="data")
+        job = Job(args.model, args.shards, args.out, args.what, read_reader(args.reader), access=access)
         sides = (args.only,) if args.only else job.sides
         said = encode(job._replace(sides=sides, batch_size=args.batch_size, workers=args.workers))
         if dist.is_main():

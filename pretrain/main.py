@@ -38,10 +38,11 @@ def train(recipe: Recipe, device: torch.device, *, planned: plan.Plan | None = N
     """Train as the recipe says; return the exit code. All ranks call it; rank 0 may have `planned` the run."""
     words = recipes.build_tokenizer(recipe.model)
     loader = recipes.build_loader(recipe, words)
-    mixture = recipes.build_mixture(recipe, words)
+    mixture, record = recipes.build_for_training(recipe, words)
     folder = RunFolder(recipe.run.folder, config=config.dump(recipe))
     if dist.is_main():
         words.save(folder.path / "tokenizer")  # a run stays usable when the corpus is gone
+    stream = recipe.data.order == "stream"  # its batches have no numbers
     quarantine = Quarantine(folder.path / "quarantine.jsonl", recipe.data.max_bad_fraction)
 
     def on_bad(batch: Batch, step: int) -> None:
@@ -57,7 +58,14 @@ def train(recipe: Recipe, device: torch.device, *, planned: plan.Plan | None = N
         mixture,
         recipe,
         folder=folder,
-        data=Data(batches=batches, state=loader.state, restore=loader.restore, on_bad=on_bad),
+        data=Data(
+            batches=batches,
+            state=loader.state,
+            restore=loader.restore,
+            exclude=None if stream else lambda batches: loader.exclude(batches=batches),
+            batch_at=(lambda step: step) if stream else lambda step: loader.excluded.batch_at(step),
+            on_bad=on_bad,
+        ),
         steps=steps,
         device=device,
         seed=recipe.run.seed,
@@ -66,6 +74,7 @@ def train(recipe: Recipe, device: torch.device, *, planned: plan.Plan | None = N
             optimisation=recipe.model_dump(mode="json", include={"train", "optim", "ema"}),
         ),
         average=recipe.ema,
+        record=record,
         speed=Speed(planned.step.flops, peak.of(device, recipe.train.precision)) if planned else None,
         hooks=eval_hooks(recipe, mixture, folder.path, steps=steps, words=words, device=device),
     )

@@ -1,4 +1,4 @@
-"""What a config will need, before anything is launched: memory a rank, steps, data, time. No GPU, no weights.
+"""What a config will need, before anything is launched: memory a rank, steps, data, time. Builds no weights.
 
     python pretrain/plan.py CONFIG [section.key=value ...] [--gpus 8 --nodes 4 --gpu H100 --gpu-memory 80] [--json]
 
@@ -131,9 +131,9 @@ def _memory(plan: Plan) -> list[str]:
     word = "GiB" if unit == GIB else "MiB"
     parts = {
         "parameters": needs.parameters, "ZeRO masters": needs.master, "moments": needs.moments,
-        "average": needs.average, "gradients": needs.gradients,
-        "buckets": needs.buckets, "gathered weights": needs.gathered,
-        "activations": needs.activations, "loss, gathering": needs.loss, "batches": needs.data,
+        "average": needs.average, "gradients": needs.gradients, "buckets": needs.buckets,
+        "gathered weights": needs.gathered, "activations": needs.activations, "loss, gathering": needs.loss,
+        "batches": needs.data,
     }  # fmt: skip
     out = [
         f"memory of each of {where.world} ranks, {word} (ZeRO {plan.stage}, {plan.precision}, {plan.step.rows} rows)"

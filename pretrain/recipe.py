@@ -12,12 +12,16 @@ from pretrain.data import loader, stream, tokenizer
 from pretrain.data.compose import Composer
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.transforms import Transform
+from pretrain.engine import deferred
 from pretrain.engine.checkpoint import Config as Checkpoint
 from pretrain.engine.ema import Config as Ema
 from pretrain.engine.monitor import Config as Monitor
 from pretrain.engine.optim import Config as Optim
 from pretrain.engine.profile import Config as Profile
+from pretrain.engine.rollback import Config as Faults
+from pretrain.engine.stragglers import Config as Stragglers
 from pretrain.engine.trainer import Config as Train
+from pretrain.engine.watchdog import Config as Watchdog
 from pretrain.engine.zero import Config as Zero
 from pretrain.evals.base import Config as EvalConfig
 from pretrain.models import vlm
@@ -66,6 +70,9 @@ class Recipe(Section):
     zero: Zero = Field(default_factory=Zero)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     monitor: Monitor = Field(default_factory=Monitor)
+    faults: Faults = Field(default_factory=Faults)
+    watchdog: Watchdog = Field(default_factory=Watchdog)
+    stragglers: Stragglers = Field(default_factory=Stragglers)
     profile: Profile = Field(default_factory=Profile)
     evals: dict[str, SerializeAsAny[EvalConfig]] = Field(default_factory=dict)
 
@@ -113,6 +120,26 @@ def build_mixture(recipe: Recipe, words: Tokenizer) -> Mixture:
     objective_base.refuse_unserved(recipe.objectives, vlm.VLM.provides)
     dist.seed_step(recipe.run.seed, "weights")  # the same first weights on every rank
     return objective_base.build(recipe.objectives, build_model(recipe.model, words))
+
+
+def build_for_training(recipe: Recipe, words: Tokenizer) -> tuple[Mixture, deferred.Record | None]:
+    """Return the mixture; with zero.init=parts without weights, and the record by which the engine makes them in parts.
+
+    Weights of a file (model.vision.weights) are held by every rank until then.
+
+    Raises:
+        ConfigError: a part of the model cannot be built so.
+    """
+    if recipe.zero.init == "whole":
+        return build_mixture(recipe, words), None
+    if recipe.model.text.name.startswith("hf:"):
+        raise config.ConfigError(
+            "zero.init: transformers reads the weights of model.text.name whole; set zero.init=whole, or take the "
+            "native text tower"
+        )
+    dist.seed_step(recipe.run.seed, "weights")  # the record starts from here, as build_mixture does
+    with deferred.recording() as record:
+        return build_mixture(recipe, words), record
 
 
 def build_loader(recipe: Recipe, words: Tokenizer) -> loader.Loader | stream.StreamLoader:

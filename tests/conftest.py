@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from data_tools import __main__ as data_tools
+from tests.cluster import slurm
 from tests.ranks import POOL, Pool
 
 
@@ -22,3 +23,12 @@ def real_towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("towers")
     assert data_tools.main(["weights", "efficientnet_lite0", "minilm", "--out", str(folder)]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[slurm.Cluster]:
+    """A real SLURM cluster of three nodes; see tests/cluster/slurm.py. Skipped, with the reason, where it cannot be."""
+    if reason := slurm.missing():
+        pytest.skip(f"no SLURM cluster here: {reason} (Debian: apt-get install {slurm.PACKAGES})")
+    with slurm.Cluster(tmp_path_factory.mktemp("cluster")) as made:
+        yield made

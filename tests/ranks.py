@@ -143,7 +143,7 @@ def _call(rank: int, world: int, store: str, call: tuple[str, str, tuple, dict])
     from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
     from deepspeed.runtime.zero.partition_parameters import Init
 
-    from pretrain.engine import process
+    from pretrain.engine import process, recorder
 
     # ZeRO-3 numbers parameters and modules per process and compares the numbers between ranks; earlier calls, with
     # fewer ranks, used them up unequally
@@ -152,6 +152,7 @@ def _call(rank: int, world: int, store: str, call: tuple[str, str, tuple, dict])
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), LOCAL_SIZE=str(world))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="1")  # for code that reads them; the store is the file
     process.quiet_deepspeed()
+    recorder.switch_on()
     torch_dist.init_process_group("gloo", store=torch_dist.FileStore(store, world), rank=rank, world_size=world)
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     try:

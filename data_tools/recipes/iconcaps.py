@@ -86,7 +86,7 @@ def build(args: argparse.Namespace) -> int:
         shards.write_manifest(args.out, counts, _meta(args, plan, classes, pictures, mark))
     for split, samples in plan.items():
         print(f"{split:<20}{len(samples):>6} samples")
-    print(f"{args.out}: {len(counts)} shards, {sum(size for _, size in counts.values()) / 1e6:.0f} MB")
+    print(f"{args.out}: {len(counts)} shards, {sum(size for _, size, _ in counts.values()) / 1e6:.0f} MB")
     return 0
 
 
@@ -240,8 +240,8 @@ def _write_shards(
     pictures: Mapping[str, Mapping[str, bytes]],
     *,
     shard_size: int,
-) -> dict[str, tuple[int, int]]:
-    """Write all shards, remove those that an earlier build left, and return {name: (samples, bytes)}."""
+) -> dict[str, shards.Listed]:
+    """Write all shards, remove those that an earlier build left, and return what dataset.json says of them."""
     stale = set(shards.read_manifest(out)["shards"])
     (out / shards.MANIFEST).unlink(missing_ok=True)
     counts = {}
@@ -252,7 +252,7 @@ def _write_shards(
             with shards.ShardWriter(path) as writer:
                 for sample in samples[len(samples) * number // parts : len(samples) * (number + 1) // parts]:
                     writer.add(sample.key, _members(sample, pictures))
-            counts[path.name] = (len(writer.entries), path.stat().st_size)
+            counts[path.name] = writer.listed
     for name in stale - set(counts):
         (out / Path(name).name).unlink(missing_ok=True)
         shards.index_path(out / Path(name).name).unlink(missing_ok=True)

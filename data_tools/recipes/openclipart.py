@@ -175,7 +175,8 @@ def _write(args: argparse.Namespace, name: str, part: Sequence[Drawing], studio:
                     drawing.key, {args.format: picture.data, "txt": record["captions"][0].encode(), "json": text}
                 )
             bar.update()
-    return {"samples": len(writer.entries), "bytes": path.stat().st_size, "drawings": len(part), "bad": bad}
+    samples, size, sha256 = writer.listed
+    return {"samples": samples, "bytes": size, "sha256": sha256, "drawings": len(part), "bad": bad}
 
 
 def _safe(stem: str) -> str:
@@ -226,7 +227,7 @@ def _finish(args: argparse.Namespace, package: Path, notes: Sequence[dict[str, A
             f"{args.out}: {len(bad)} of {total} drawings could not be drawn, see {args.out / 'quarantine.jsonl'}; "
             "the package or the renderer is broken: delete the package from the cache, or install another resvg_py"
         )
-    counts = {note["name"]: (note["samples"], note["bytes"]) for note in notes}
+    counts = {note["name"]: (note["samples"], note["bytes"], note.get("sha256", "")) for note in notes}
     meta = {"recipe": "openclipart", "package": package.stem, "size": args.size, "format": args.format,
             "drawings": total, "left_out": len(bad)}  # fmt: skip
     shards.write_manifest(args.out, counts, meta)

@@ -9,6 +9,7 @@ from data_tools._captions import captions_in
 from data_tools.sources.base import Options, PartBlob, Row, different, layout
 from pretrain.config import ConfigError
 from pretrain.data import format as shards
+from pretrain.data import headers
 from pretrain.data.decode import IMAGES, BadSample, decode_json, decode_text
 
 COUNTED = 8  # tars whose samples are really counted
@@ -62,7 +63,7 @@ def _entries(path: Path) -> list[shards.Entry]:
     try:
         return shards.read_index(path)
     except (OSError, shards.ShardError):  # no index, or that of an older tar
-        return shards.scan(path)
+        return headers.scan(path)
 
 
 def _row(number: int, path: Path, file: IO[bytes], entry: shards.Entry, changed: int, options: Options) -> Row:

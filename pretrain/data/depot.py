@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from pretrain.data import format
+from pretrain.data import format, headers
 from pretrain.data.cache import Cache
 from pretrain.data.format import Entry, ShardError
 from pretrain.data.remote import Access, Remote, Url
@@ -111,7 +111,7 @@ class Depot:
 
     def _made(self, source: Url, length: int | None) -> bytes:
         with self.shard(source, length) as file:
-            entries = format.scan_file(file, source)
+            entries = headers.scan_file(file, source)
             return format.index_bytes(os.fstat(file.fileno()).st_size, entries)
 
 

@@ -39,15 +39,18 @@ class Excluded:
             step += end - first
         return step
 
-    def without(self, *, steps: Iterable[int] = (), samples: Iterable[Sample] = ()) -> "Excluded":
-        """Return this and also the batches that `steps` train on now, and `samples`.
+    def without(
+        self, *, steps: Iterable[int] = (), batches: Iterable[int] = (), samples: Iterable[Sample] = ()
+    ) -> "Excluded":
+        """Return this and also the batches that `steps` train on now, `batches` by number, and `samples`.
 
         Steps before the one that training goes on from must not be among them: the order up to there has been used.
 
         Raises:
             ConfigError: more is left out than a checkpoint's state may hold.
         """
-        numbers = sorted({n for first, end in self.batches for n in range(first, end)} | set(map(self.batch_at, steps)))
+        out_already = {n for first, end in self.batches for n in range(first, end)}
+        numbers = sorted(out_already | set(map(self.batch_at, steps)) | set(batches))
         ranges: list[tuple[int, int]] = []
         for number in numbers:
             if ranges and ranges[-1][1] == number:

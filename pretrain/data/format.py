@@ -16,6 +16,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Iterable, Mapping
+from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple
@@ -23,6 +24,9 @@ from typing import IO, Any, NamedTuple
 VERSION = 1
 LARGE = 1 << 24  #: bytes; larger members are checked against the length of the tar before memory is asked for them
 MANIFEST = "dataset.json"
+
+
+Listed = tuple[int, int, str]  #: samples, bytes and SHA-256 (empty: not known) of a shard, as dataset.json has them
 
 
 class ShardError(ValueError):
@@ -40,11 +44,15 @@ class Entry(NamedTuple):
     members: dict[str, tuple[int, int]]  #: extension -> (offset of the bytes, number of bytes)
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """Return (key, extension) of a member name: the base name is cut at its first dot, as WebDataset does."""
+def member_of(name: str) -> tuple[str, str] | None:
+    """Return (key, extension) of a member of a sample: the base name is cut at its first dot, as WebDataset does.
+
+    None where there is nothing before the dot (hidden files) or nothing behind it. Whoever reads tars, by whatever
+    means, asks here what belongs to a sample; folders do not.
+    """
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
-    return folder + slash + stem, extension.lower()
+    return (folder + slash + stem, extension.lower()) if stem and extension else None
 
 
 def index_path(shard: str | Path) -> Path:
@@ -80,11 +88,14 @@ def scan_file(file: IO[bytes], name: object) -> list[Entry]:
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
+                if member.size < 0:  # tarfile would go back, and round for ever
+                    raise tarfile.ReadError(f"member {member.name!r} has a negative size")
                 reached = member.offset_data + member.size
                 if reached > size:
                     raise tarfile.ReadError(f"member {member.name!r} ends at byte {reached} of {size}")
-                key, extension = split_name(member.name)
-                if extension and not member.isdir() and not member.name.rpartition("/")[2].startswith("."):
+                place = None if member.isdir() else member_of(member.name)
+                if place is not None:
+                    key, extension = place
                     if not member.isreg() or member.issparse():
                         raise tarfile.ReadError(f"member {member.name!r} is a link, a device or sparse: no plain file")
                     if extension in entries.setdefault(key, {}):
@@ -127,9 +138,14 @@ def _unreadable(name: object, error: Exception, reached: int) -> ShardError:
 def index_bytes(length: int, entries: Iterable[Entry]) -> bytes:
     """Return what the index of a tar of `length` bytes holds."""
     lines = []
+    quoted: dict[str, str] = {}  # extensions are few
     for key, members in entries:
-        cells = [f"{json.dumps(ext)[1:-1]}:{offset}:{size}" for ext, (offset, size) in members.items()]
-        lines.append("\t".join([json.dumps(key), *cells]) + "\n")
+        cells = []
+        for ext, (offset, size) in members.items():
+            if ext not in quoted:
+                quoted[ext] = json.dumps(ext)[1:-1]
+            cells.append(f"{quoted[ext]}:{offset}:{size}")
+        lines.append("\t".join([encode_basestring_ascii(key), *cells]) + "\n")
     rows = "".join(lines).encode()
     return f"diptych-index {VERSION} {length} {zlib.crc32(rows):08x}\n".encode() + rows
 
@@ -263,11 +279,12 @@ class ShardWriter:
         self._file: IO[bytes] = open(self._part, "wb")  # noqa: SIM115 (closed in close or abort)
         self._keys: set[str] = set()
         self._hash = hashlib.sha256()
+        self._length = 0
 
     @property
-    def sha256(self) -> str:
-        """The checksum of what is written so far, for dataset.json once the shard is closed."""
-        return self._hash.hexdigest()
+    def listed(self) -> Listed:
+        """What dataset.json is to say of the shard, once it is closed."""
+        return len(self.entries), self._length, self._hash.hexdigest()
 
     def add(self, key: str, members: Mapping[str, bytes]) -> None:
         """Append one sample; `members` maps extension to bytes."""
@@ -297,6 +314,7 @@ class ShardWriter:
     def _write(self, data: bytes) -> None:
         self._file.write(data)
         self._hash.update(data)
+        self._length += len(data)
 
     def abort(self) -> None:
         """Throw the unfinished shard away."""
@@ -315,21 +333,26 @@ class ShardWriter:
             self.abort()
 
 
-def write_manifest(
-    folder: str | Path,
-    counts: Mapping[str, tuple[int, int]],
-    meta: Mapping[str, Any],
-    *,
-    sha256: Mapping[str, str] | None = None,
-) -> Path:
-    """Write dataset.json; `counts` maps shard name to (samples, bytes), `sha256` some of them to checksums."""
-    shards: dict[str, dict[str, Any]] = {n: {"samples": c, "bytes": b} for n, (c, b) in sorted(counts.items())}
-    for name in shards.keys() & (sha256 or {}).keys():
-        shards[name]["sha256"] = (sha256 or {})[name]
+def write_manifest(folder: str | Path, counts: Mapping[str, tuple[int, int] | Listed], meta: Mapping[str, Any]) -> Path:
+    """Write dataset.json; `counts` maps the name of a shard to (samples, bytes), and its SHA-256 where it is known."""
+    shards = {name: dict(zip(("samples", "bytes", "sha256"), row)) for name, row in sorted(counts.items())}
+    shards = {name: {key: value for key, value in row.items() if value != ""} for name, row in shards.items()}
     tree = {"version": VERSION, "shards": shards, "meta": dict(meta)}
     path = Path(folder) / MANIFEST
     write_atomic(path, json.dumps(tree, indent=1, ensure_ascii=False).encode() + b"\n")
     return path
+
+
+def listed_in(folder: str | Path) -> dict[str, Listed]:
+    """Return what the dataset.json of a folder says of its shards, as `write_manifest` takes it."""
+    rows = read_manifest(folder)["shards"].items()
+    return {name: (row["samples"], row["bytes"], str(row.get("sha256", ""))) for name, row in rows}
+
+
+def sha256_of(path: str | Path) -> str:
+    """Return the SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:

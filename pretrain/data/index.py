@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pretrain import dist
-from pretrain.data import depot, format
+from pretrain.data import depot, format, headers
 from pretrain.data.depot import Depot
 from pretrain.data.format import ShardError
 from pretrain.data.names import expand
@@ -21,7 +21,7 @@ from pretrain.data.remote import Access, Url
 
 log = logging.getLogger("diptych")
 CONNECTIONS = 8  # remote indexes that are fetched side by side
-PROCESSES = 8  # at most so many read the headers of local shards
+PROCESSES, CHUNK = 8, 32  # at most so many read the headers of local shards, so many shards at a time
 
 
 @dataclass(slots=True)
@@ -34,6 +34,12 @@ class Catalog:
     sha256: dict[int, str] = field(default_factory=dict)  #: of shards whose dataset.json gives it
     inline: dict[int, bytes] = field(default_factory=dict)  #: indexes that could not be written beside their shard
     depot: Depot | None = None  #: where remote shards come from
+
+    def only(self, shard: int) -> "Catalog":
+        """Return the catalog of one shard alone, without looking at it again."""
+        one = slice(shard, shard + 1)
+        sha256, inline = ({0: known[shard]} if shard in known else {} for known in (self.sha256, self.inline))
+        return Catalog(self.paths[one], self.sizes[one], self.lengths[one], sha256, inline, self.depot)  # type: ignore[arg-type]
 
     def index(self, shard: int) -> bytes:
         """Return the index of one shard, checked against the shard's length and count, made if there is none.
@@ -156,7 +162,7 @@ def _counted(catalog: Catalog, turns: list[int]) -> Iterator[tuple[int, int, int
         return number, format.read_head(data, catalog.paths[number]), data.count(b"\n") - 1
 
     local = [n for n in turns if isinstance(catalog.paths[n], Path)]
-    _make_together(catalog, [path for n in local if isinstance(path := catalog.paths[n], Path)])
+    _make_together(catalog, local)
     yield from map(count, local)
     far = [n for n in turns if isinstance(catalog.paths[n], Url)]
     if far:
@@ -167,19 +173,21 @@ def _counted(catalog: Catalog, turns: list[int]) -> Iterator[tuple[int, int, int
                 pool.shutdown(cancel_futures=True)
 
 
-def _make_together(catalog: Catalog, paths: list[Path]) -> None:
-    """Index the shards that have no index, in the cores that fall to this rank."""
-    bare = [path for path in paths if not format.index_path(path).exists()]
+def _make_together(catalog: Catalog, numbers: list[int]) -> None:
+    """Index the local shards that have no index, in the cores that fall to this rank."""
+    paths = {n: path for n in numbers if isinstance(path := catalog.paths[n], Path)}
+    bare = {n: path for n, path in paths.items() if not format.index_path(path).exists()}
     cores = min(PROCESSES, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if min(len(bare), cores) < 2 or multiprocessing.current_process().daemon:
         return  # one after the other, where they are counted
+    chunk = max(1, min(CHUNK, len(bare) // (8 * cores)))  # small shards: handing one over costs as much as reading it
     with (
         ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("fork")) as pool,
         tqdm(total=len(bare), desc="reading headers", unit="shard", delay=3, disable=not dist.is_main()) as bar,
     ):
-        for path, data in zip(bare, pool.map(_make_there, bare)):
+        for number, data in zip(bare, pool.map(_make_there, bare.values(), chunksize=chunk)):
             if data is not None:
-                catalog.inline[catalog.paths.index(path)] = data
+                catalog.inline[number] = data
             bar.update()
 
 
@@ -194,7 +202,7 @@ def _make(path: Path) -> bytes:
     beside = format.index_path(path)
     if beside.exists():  # another process was faster
         return beside.read_bytes()
-    data = format.index_bytes(os.path.getsize(path), format.scan(path))
+    data = format.index_bytes(os.path.getsize(path), headers.scan(path))
     with contextlib.suppress(OSError):  # a read-only or full disk: every process keeps its own
         format.write_atomic(beside, data)
     return data

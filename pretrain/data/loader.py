@@ -10,6 +10,7 @@ import functools
 import gc
 import hashlib
 import itertools
+import multiprocessing
 import os
 import signal
 import threading
@@ -19,13 +20,12 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pretrain.batch import Batch
 from pretrain.data import index, sources
 from pretrain.data.blend import BLOCK, Blend, Unit, lanes_of, shares
 from pretrain.data.compose import Composer, Row
-from pretrain.data.decode import MAX_PIXELS
 from pretrain.data.excluded import Excluded, Sample
 from pretrain.data.format import ShardError
 from pretrain.data.order import Order, Place, check_divisible
@@ -35,6 +35,7 @@ from pretrain.data.sources import Source
 from pretrain.data.transforms import Augment, Decode, Transform
 
 PREFETCH = 2  # batches in flight per worker
+LOOK_SECONDS = 5  # between looks of a worker at whether its rank still lives
 
 
 class Config(Access):
@@ -51,7 +52,6 @@ class Config(Access):
     samples: int | None = Field(default=None, ge=1)  #: stream: samples of an epoch, which nobody has counted there
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)  #: more unusable samples than this stop the run
     decode: Decode = "fast"  #: exact: Pillow bit for bit, at half the rate; fast: see pretrain/data/transforms.py
-    max_pixels: int = Field(default=MAX_PIXELS, ge=1)  #: larger images are unusable; read from the header
     reader: dict[str, dict[str, Any]] = {"caption": {}}  # noqa: RUF012 (pydantic copies it)
     augment: Augment = Augment()
 
@@ -79,8 +79,9 @@ class _Batches(Dataset[Batch]):
         self.order, self.steps, self.rank, self.world = order, steps, rank, world
 
     def __getitem__(self, wanted: _Wanted) -> Batch:
+        among = sharers(self.steps)
         for number, source in enumerate(self.steps.sources):
-            source.store.prefetch(wanted.batch, functools.partial(self.places, source=number))
+            source.store.prefetch(wanted.batch, functools.partial(self.places, source=number), sharers=among)
         return training_batch(self.places(wanted.batch), self.order, self.steps.without(wanted.excluded))
 
     def places(self, batch: int, *, source: int | None = None) -> list[Place]:
@@ -101,7 +102,7 @@ class _Pass(Dataset[Batch]):
         return -(-self.samples // (self.batch_size * self.world))
 
     def __getitem__(self, batch: int) -> Batch:
-        self.steps.sources[0].store.prefetch(batch, self._places)
+        self.steps.sources[0].store.prefetch(batch, self._places, sharers=sharers(self.steps))
         rows = self._rows(batch) if self.filled else None
         begin = batch * self.batch_size * self.world
         return evaluation_batch(self._places(batch), rows, self.steps, lambda: self._spare(begin))
@@ -203,15 +204,18 @@ class Loader:
         """Return what is left out."""
         return self._from.excluded
 
-    def exclude(self, *, steps: Iterable[int] = (), samples: Iterable[Sample] = ()) -> None:
-        """Leave out the batches that `steps` train on, and `samples` for good; holds from the next `iterate` on.
+    def exclude(
+        self, *, steps: Iterable[int] = (), batches: Iterable[int] = (), samples: Iterable[Sample] = ()
+    ) -> None:
+        """Leave out the batches that `steps` train on, `batches` by number, and `samples` for good.
 
-        All ranks call it alike, and `iterate` from no later than the first of `steps`.
+        It holds from the next `iterate` on. All ranks call it alike, and `iterate` from no later than the first of
+        them; where the newest batch itself is left out, the running iteration goes on with what its step then sees.
 
         Raises:
             ConfigError: a checkpoint's state cannot hold so much.
         """
-        self._from.excluded = self._from.excluded.without(steps=steps, samples=samples)
+        self._from.excluded = self._from.excluded.without(steps=steps, batches=batches, samples=samples)
 
     def state(self, step: int) -> dict[str, Any]:
         """Return what a checkpoint keeps after `step` steps: a few bytes, whatever the position."""
@@ -252,9 +256,9 @@ def _open(config: Config, *, batch_size: int, seed: int) -> tuple[list[Source], 
         return Order(sizes, batch_size=batch_size, lanes=lanes, seed=own, window=config.window, source=number)
 
     if not config.blend:
-        single = sources.one(config.shards, config.reader, seed=seed, max_pixels=config.max_pixels, access=config)
+        single = sources.one(config.shards, config.reader, seed=seed, access=config)
         return [single], order(0, single, config.lanes)
-    opened = sources.several(config.blend, config.reader, seed=seed, max_pixels=config.max_pixels, access=config)
+    opened = sources.several(config.blend, config.reader, seed=seed, access=config)
     block = BLOCK[config.blend_by]
     weights = [given.weight or sum(found.store.catalog.sizes) for given, found in zip(config.blend, opened)]
     counts = shares(weights, block)
@@ -264,7 +268,7 @@ def _open(config: Config, *, batch_size: int, seed: int) -> tuple[list[Source], 
 
 
 def scan(
-    shards: str | list[str],
+    shards: str | list[str] | index.Catalog,
     *,
     reader: dict[str, dict[str, Any]],
     transform: Transform,
@@ -273,7 +277,6 @@ def scan(
     rank: int = 0,
     world: int = 1,
     workers: int = 0,
-    max_pixels: int = MAX_PIXELS,
     filled: bool = True,
     decode: Decode = "exact",
     access: Access | None = None,
@@ -288,7 +291,7 @@ def scan(
         ConfigError: a bad pattern or reader.
         ShardError: a shard that cannot be used, or no usable sample at all.
     """
-    source = sources.one(shards, reader, seed=0, max_pixels=max_pixels, access=access)
+    source = sources.one(shards, reader, seed=0, access=access)
     steps = Steps([source], transform, composer, augment=None, decode=decode)
     sizes = source.store.catalog.sizes
     batches = _Pass(steps, sizes, batch_size=batch_size, rank=rank, world=world, filled=filled)
@@ -328,11 +331,18 @@ def worker_batches(dataset: Dataset[Any], workers: int, *, sampler: Any) -> Data
     )
 
 
+def sharers(steps: Steps) -> int:
+    """Return among how many a rank's part of the cache is divided: each source of each of its workers."""
+    worker = get_worker_info()
+    return len(steps.sources) * (worker.num_workers if worker else 1)
+
+
 def start_worker(worker: int) -> None:
     """Prepare a worker process.
 
     A scheduler signals the whole process group when time is up, but the rank still needs batches to finish its step and
-    save. So a worker leaves Ctrl-C and SIGUSR1 to its rank, and obeys a SIGTERM only if the rank itself has sent it.
+    save. So a worker leaves Ctrl-C and SIGUSR1 to its rank, and obeys a SIGTERM only if the rank itself has sent it. It
+    ends with its rank, even if that was killed while the worker started, which torch does not notice.
     """
     gc.freeze()  # what is inherited is the rank's to collect, an older loader's clean-up above all
     torch.set_num_threads(1)
@@ -340,10 +350,14 @@ def start_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads that start from here on inherit this
-    threading.Thread(target=_wait_for_end, args=(os.getppid(),), daemon=True).start()
+    parent = multiprocessing.parent_process()
+    rank = os.getppid() if parent is None or parent.pid is None else parent.pid
+    threading.Thread(target=_wait_for_end, args=(rank,), daemon=True).start()
 
 
 def _wait_for_end(rank: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != rank:
-        pass
+    while os.getppid() == rank:
+        told = signal.sigtimedwait({signal.SIGTERM}, LOOK_SECONDS)
+        if told is not None and told.si_pid == rank:
+            break
     os._exit(0)

@@ -62,7 +62,10 @@ Travelling = Item | Failure
 
 
 class Steps:
-    """The way of one sample, as functions that stages map over a stream; `augment` None is the evaluation transform."""
+    """The way of one sample, as functions that stages map over a stream.
+
+    `augment` is of sources that have none of their own; None is the evaluation transform, for all.
+    """
 
     def __init__(
         self,
@@ -73,10 +76,11 @@ class Steps:
         augment: Augment | None,
         decode: Decode = "exact",
     ) -> None:
-        for source in sources:
-            check_still(source.reader, augment)
         self.sources, self.transform, self.composer = list(sources), transform, composer
-        self.augment, self.exact = augment, decode == "exact"
+        self.augments = [augment and (source.augment or augment) for source in sources]
+        for source, own in zip(sources, self.augments):
+            check_still(source.reader, own)
+        self.exact = decode == "exact"
         self.excluded: frozenset[Sample] = frozenset()
 
     def without(self, excluded: frozenset[Sample]) -> "Steps":
@@ -99,8 +103,8 @@ class Steps:
 
     def example(self, item: Travelling) -> Travelling:
         """See the bytes as the task does, pictures decoded and transformed."""
-        reader = self.sources[item.place.source].reader
-        return self._attempt(item, lambda record: self._seen(reader.read(record)))
+        reader, augment = self.sources[item.place.source].reader, self.augments[item.place.source]
+        return self._attempt(item, lambda record: self._seen(reader.read(record), augment))
 
     def row(self, item: Travelling) -> Travelling:
         """Compose the text."""
@@ -114,15 +118,15 @@ class Steps:
         """Return the three functions as stages of a DataPipeline."""
         return [_map(self.record), _map(self.example), _map(self.row)]
 
-    def _seen(self, example: Example) -> Example:
+    def _seen(self, example: Example, augment: Augment | None) -> Example:
         """Return an example whose pictures are pixels of the tower's size."""
         rng, exact = generator(example.draw), self.exact
         if example.boxes_K4 is not None:
-            example.images = [self.transform.whole(p, self.augment, rng, exact=exact) for p in example.images]
-        elif self.augment is None:
+            example.images = [self.transform.whole(p, augment, rng, exact=exact) for p in example.images]
+        elif augment is None:
             example.images = [self.transform.evaluate(picture, exact=exact) for picture in example.images]
         else:
-            example.images = [self.transform.train(p, self.augment, rng, exact=exact) for p in example.images]
+            example.images = [self.transform.train(p, augment, rng, exact=exact) for p in example.images]
         return example
 
     def _attempt(self, item: Travelling, function: Callable[[Any], Any]) -> Travelling:
@@ -146,7 +150,8 @@ def check_still(reader: Reader, augment: Augment | None) -> None:
     if reader.boxes and augment is not None and augment.moving():
         raise ConfigError(
             f"data.augment: {', '.join(augment.moving())} would move the pictures away from the boxes that this "
-            "data.reader gives; leave these keys out, colours may change"
+            "data.reader gives; leave these keys out (of one source of a blend: give it an augment of its own), "
+            "colours may change"
         )
 
 

@@ -33,21 +33,25 @@ class Shelf(Protocol):
 
 
 class Prefetch:
-    """Fetches shards by number, soonest first, at most `ahead` of them before they are read.
+    """Fetches shards by number, soonest first, as many before they are read as the last look allows.
 
     Threads start with the first wish, in the process that has it: a fork starts its own.
     """
 
-    def __init__(self, shelf: Shelf, *, ahead: int) -> None:
-        self._shelf, self._ahead = shelf, ahead
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf, self._ahead = shelf, 0
         self._owner = 0
         self._last = NEVER
         self._reset()
 
-    def look(self, batch: int, shards_of: Callable[[int], Iterable[int]]) -> None:
-        """Note which shards `batch` and those after it need; called before each batch that is read."""
-        if self._ahead < 1:
+    def look(self, batch: int, shards_of: Callable[[int], Iterable[int]], *, ahead: int) -> None:
+        """Note which shards `batch` and those after it need; called before each batch that is read.
+
+        At most `ahead` shards are fetched before they are read; below 1, none is.
+        """
+        if ahead < 1:
             return
+        self._ahead = ahead
         if self._owner not in (0, os.getpid()):
             self._owner = 0
             self._reset()

@@ -3,6 +3,7 @@
 import os
 import queue
 import threading
+from collections.abc import Iterable
 from concurrent.futures import Future
 
 from pretrain.data.depot import Depot
@@ -22,17 +23,21 @@ class Ranges:
         self.depot = depot
         self._owner = 0
 
-    def ask(self, place: Place, path: Url, entry: Entry) -> None:
-        """Begin to read a sample."""
+    def ask(self, questions: Iterable[tuple[Place, Url, Entry]]) -> None:
+        """Begin to read the samples of a batch; what was asked for before and is not among them is forgotten."""
         if self._owner != os.getpid():
             self._owner = os.getpid()
             self._asked: dict[Place, Future[Members]] = {}
             self._questions: queue.SimpleQueue[tuple[Future[Members], Url, Entry]] = queue.SimpleQueue()
             for _ in range(THREADS):  # daemons: a process must not wait for a dead server before it ends
                 threading.Thread(target=self._answer, name="ranges", daemon=True).start()
-        if place not in self._asked:
-            self._asked[place] = Future()
-            self._questions.put((self._asked[place], path, entry))
+        before, self._asked = self._asked, {}  # a sample that a batch leaves out is never read
+        for place, path, entry in questions:
+            future = before.get(place)
+            if future is None:
+                future = Future()
+                self._questions.put((future, path, entry))
+            self._asked[place] = future
 
     def members(self, place: Place, path: Url, entry: Entry) -> Members:
         """Return the bytes of a sample, asked for or not.

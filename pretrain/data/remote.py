@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsp
 from pydantic import Field
 
 from pretrain.config import ConfigError, Section
+from pretrain.data.decode import MAX_PIXELS
 from pretrain.data.format import ShardError
 from pretrain.data.transports import base, filesystem, http, pipe
 from pretrain.dist import hash64
@@ -32,15 +33,17 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+._-]*):")
 
 log = logging.getLogger("diptych")
 T = TypeVar("T")
+Passing = type[base.Refused] | tuple[()]  # what the caller wants to see itself
 
 
 class Access(Section):
-    """How shards that are not on this machine are read: keys of `data:` and of every eval."""
+    """How shards are read wherever they lie: keys of `data:`, of every eval and of `encode`."""
 
     cache_dir: str | None = None  #: none: $DIPTYCH_CACHE, else ~/.cache/diptych; best on a disk of the node itself
     cache_gb: float = Field(default=50, gt=0)  #: at most so much (10^9 bytes) lies there, unfinished downloads included
     range_reads: bool = False  #: read single samples over the network and cache no shards
     retry_seconds: float = Field(default=300, ge=0)  #: without progress for so long, the run stops
+    max_pixels: int = Field(default=MAX_PIXELS, ge=1)  #: larger images are unusable; read from the header
     allow_pipe: bool = False  #: let shards be commands (pipe:) and chains of URLs (a::b), which may run programs
 
 
@@ -190,9 +193,18 @@ class Remote:
             return data
 
         try:
-            return self._persist(source, ask, missing=True)
+            return self._persist(source, ask, passing=base.Missing)
         except base.Missing:
             return None
+
+    def open(self, source: Url, start: int) -> base.Stream:
+        """Return an object as a stream from byte `start` on, or from its beginning where nothing else is served.
+
+        Raises:
+            Refused: it is not there, or may not be read.
+            ShardError: it cannot be opened.
+        """
+        return self._persist(source, lambda: transport(source).open(source.text, start), passing=base.Refused)
 
     def read(self, source: Url, start: int, stop: int) -> bytes:
         """Return the bytes [start, stop) of an object.
@@ -212,7 +224,7 @@ class Remote:
         self._persist(source, body.attempt, reached=lambda: sink.offset)
 
     def _persist(
-        self, source: Url, act: Callable[[], T], *, reached: Callable[[], int] = lambda: 0, missing: bool = False
+        self, source: Url, act: Callable[[], T], *, reached: Callable[[], int] = lambda: 0, passing: Passing = ()
     ) -> T:
         tries, streak, wrong, best, since = 0, 0, 0, 0, time.monotonic()
         while True:
@@ -220,7 +232,7 @@ class Remote:
             try:
                 return act()
             except base.Refused as error:
-                if missing and isinstance(error, base.Missing):
+                if isinstance(error, passing):
                     raise
                 raise ShardError(
                     f"shard {source}: {error}; check data.shards, its braces and your rights there"

@@ -96,20 +96,21 @@ class Store:
         """Read a stream of places: the stage form of `read`."""
         return map(self.read, places)
 
-    def prefetch(self, batch: int, places_of: Callable[[int], Iterable[Place]]) -> None:
+    def prefetch(self, batch: int, places_of: Callable[[int], Iterable[Place]], *, sharers: int) -> None:
         """Begin to fetch what batch `batch` and those after it need; nothing is to do where all shards are local.
 
-        `places_of` gives the places of a batch in this store, none beyond the last batch.
+        `places_of` gives the places of a batch in this store, none beyond the last batch. So many `sharers` of this
+        rank (workers, each with its sources) divide the room that the cache has for it.
         """
-        if self._far is None:
+        far = self._far
+        if far is None:
             return
-        if self._far.depot.ranges:
-            for place in places_of(batch):
-                path = self.catalog.paths[place.shard]
-                if isinstance(path, Url):
-                    self._far.ranges.ask(place, path, self._entry(place))
+        if far.depot.ranges:
+            paths = self.catalog.paths
+            asked = [(p, path) for p in places_of(batch) if isinstance(path := paths[p.shard], Url)]
+            far.ranges.ask((place, path, self._entry(place)) for place, path in asked)
         else:
-            self._far.shelf.look(batch, lambda ahead: [p.shard for p in places_of(ahead)])
+            far.shelf.look(batch, lambda ahead: [p.shard for p in places_of(ahead)], ahead=far.room // sharers)
 
     def warm(self, places: Iterable[Place]) -> None:
         """Fetch the shards of the first places, with a progress bar: what follows is fetched while others are read.
@@ -170,7 +171,8 @@ class _Far:
         self.catalog, self.depot = catalog, depot
         largest = max((n for p, n in zip(catalog.paths, catalog.lengths) if isinstance(p, Url)), default=1)
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        self.shelf = Prefetch(self, ahead=depot.cache.limit // AHEAD // ranks // max(1, largest))
+        self.room = depot.cache.limit // AHEAD // ranks // max(1, largest)  #: shards that a rank may fetch ahead
+        self.shelf = Prefetch(self)
         self.ranges = Ranges(depot)
         self._checked: set[int] = set()
 

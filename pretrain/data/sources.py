@@ -7,10 +7,11 @@ from pydantic import Field
 
 from pretrain.config import ConfigError, Section
 from pretrain.data import index
-from pretrain.data.decode import MAX_PIXELS
+from pretrain.data.index import Catalog
 from pretrain.data.readers import base
 from pretrain.data.remote import Access
 from pretrain.data.shards import Store
+from pretrain.data.transforms import Augment
 from pretrain.dist import hash64
 
 
@@ -20,6 +21,7 @@ class Config(Section):
     shards: str | list[str]  #: as data.shards
     weight: float | None = Field(default=None, gt=0)  #: share of samples or batches; none: its number of samples
     reader: dict[str, dict[str, Any]] | None = None  #: none: data.reader
+    augment: Augment | None = None  #: none: data.augment; boxes need pictures that stay where they are
     name: str = ""  #: in quarantine.jsonl; none: its place in the list, from 0
 
 
@@ -29,6 +31,7 @@ class Source(NamedTuple):
     name: str  #: empty where it is the only one
     store: Store
     reader: base.Reader
+    augment: Augment | None = None  #: none: as the others
 
 
 def check(blend: Sequence[Config]) -> None:
@@ -51,12 +54,7 @@ def name_of(source: Config, number: int) -> str:
 
 
 def one(
-    shards: str | list[str],
-    reader: dict[str, Any],
-    *,
-    seed: int,
-    max_pixels: int = MAX_PIXELS,
-    access: Access | None = None,
+    shards: str | list[str] | Catalog, reader: dict[str, Any], *, seed: int, access: Access | None = None
 ) -> Source:
     """Return a data set that is the only one.
 
@@ -64,12 +62,14 @@ def one(
         ConfigError: a bad pattern or reader.
         ShardError: a shard that cannot be used.
     """
-    made = base.make(reader, max_pixels=max_pixels)
-    return Source("", Store(index.resolve(shards, access), seed=seed), made)
+    access = access or Access()
+    made = base.make(reader, max_pixels=access.max_pixels)
+    catalog = shards if isinstance(shards, Catalog) else index.resolve(shards, access)
+    return Source("", Store(catalog, seed=seed), made)
 
 
 def several(
-    blend: Sequence[Config], reader: dict[str, Any], *, seed: int, max_pixels: int, access: Access | None = None
+    blend: Sequence[Config], reader: dict[str, Any], *, seed: int, access: Access | None = None
 ) -> list[Source]:
     """Return the data sets of a blend; each draws from a seed of its own, so that equal ones are not in step.
 
@@ -82,8 +82,8 @@ def several(
         name = name_of(section, number)
         own = hash64(seed, "source", number)
         try:
-            made = one(section.shards, section.reader or reader, seed=own, max_pixels=max_pixels, access=access)
+            made = one(section.shards, section.reader or reader, seed=own, access=access)
         except ConfigError as error:
             raise ConfigError(f"data.blend, source {name!r}: {error}") from None
-        out.append(made._replace(name=name))
+        out.append(made._replace(name=name, augment=section.augment))
     return out

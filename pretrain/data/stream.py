@@ -73,6 +73,7 @@ class StreamLoader:
         source = Source("", Store(Catalog([], [], []), seed=seed), reader)
         steps = Steps([source], transform, composer, augment=config.augment, decode=config.decode)
         self._samples = _Samples(self, steps, rank=rank)
+        self._restored = 0  # batches that were given before the next iteration
         self._used: list[int] = []  # shards that each worker of this rank has used up since the start
 
     @property
@@ -80,12 +81,15 @@ class StreamLoader:
         """Return `data.samples`; 0 where nobody has counted."""
         return self.config.samples or 0
 
-    def iterate(self, start_batch: int = 0) -> Iterator[Batch]:
+    def iterate(self, start_step: int = 0) -> Iterator[Batch]:
         """Return batches without end, from the shard that `restore` has named, else from the first.
 
+        A batch has no place that could be worked out: `start_step` must be what was restored, or 0.
+
         Raises:
-            ShardError: too many samples or shards in a row that cannot be used.
+            ShardError: too many samples or shards in a row that cannot be used, or a server that cannot be reached.
         """
+        assert start_step in (0, self._restored), f"batch {start_step} is wanted, {self._restored} was restored"
         workers = self.config.workers
         batches = worker_batches(self._samples, workers, sampler=None)
         return self._count(plainly(batches), max(1, workers))
@@ -102,7 +106,7 @@ class StreamLoader:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Let the next iteration begin where a checkpoint's state says."""
-        self._samples.first, self._used = int(state["shard"]), []
+        self._samples.first, self._used, self._restored = int(state["shard"]), [], int(state["batch"])
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what defines the order of samples: a resumed run must agree on all of it."""
@@ -121,7 +125,7 @@ class _Samples(IterableDataset[tuple[Batch, int]]):
     def __init__(self, loader: StreamLoader, steps: Steps, *, rank: int) -> None:
         self.shards, self.seed, self.steps = loader.shards, loader.seed, steps
         self.rows = loader.batch_size // loader.world
-        self.buffer = loader.config.buffer
+        self.buffer, self.retry_seconds = loader.config.buffer, loader.config.retry_seconds
         self.rank, self.world = rank, loader.world
         self.first = 0  #: place in the endless sequence of shards
 
@@ -165,7 +169,7 @@ class _Slot:
         for epoch, number in shards:
             shard, before = self.of.shards[number], self.read
             try:
-                for member, sample in enumerate(tar_stream.samples(shard)):
+                for member, sample in enumerate(tar_stream.samples(shard, retry_seconds=self.of.retry_seconds)):
                     self.read += 1
                     yield self._travelling(Place(epoch, self.read, number, member), shard, sample)
                 failed = 0

@@ -35,7 +35,7 @@ def write(folder: str | Path, *, shards: int = 2, samples: int = 64, size: int =
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    paths, counts, sha256 = [], {}, {}
+    paths, counts = [], {}
     for number in range(shards):
         path = folder / f"shapes-{number:05d}.tar"
         with ShardWriter(path) as writer:
@@ -43,8 +43,8 @@ def write(folder: str | Path, *, shards: int = 2, samples: int = 64, size: int =
                 index = number * samples + member
                 writer.add(f"{index:08d}", sample(index, size=size, seed=seed))
         paths.append(path)
-        counts[path.name], sha256[path.name] = (samples, path.stat().st_size), writer.sha256
-    write_manifest(folder, counts, {"source": "synthetic", "seed": seed, "classes": list(CLASSES)}, sha256=sha256)
+        counts[path.name] = writer.listed
+    write_manifest(folder, counts, {"source": "synthetic", "seed": seed, "classes": list(CLASSES)})
     return paths
 
 

@@ -15,13 +15,12 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pretrain.data import remote
-from pretrain.data.format import split_name
-from pretrain.data.remote import Url
+from pretrain.data.format import member_of
+from pretrain.data.remote import Remote, Url
 from pretrain.data.transports import base
 
 CHUNK = 1 << 18
-TRIES, PAUSE = 3, 1.0  # attempts without a new byte, and seconds before the second one; twice as long before the third
+TRIES, PAUSE = 3, 1.0  # bodies without a new byte, and seconds before the second one; twice as long before the third
 
 
 class Broken(Exception):
@@ -40,17 +39,20 @@ class Sample(NamedTuple):
     reason: str = ""  #: why the sample cannot be used; empty: it can
 
 
-def samples(source: Path | Url) -> Iterator[Sample]:
+def samples(source: Path | Url, *, retry_seconds: float = 0) -> Iterator[Sample]:
     """Yield the samples of a file, a URL or a `pipe:` command in file order; gzip is unpacked on the way.
 
     Members of a sample must be neighbours, as in every WebDataset. Member names are only split into key and extension.
+    A server that does not answer is asked again for `retry_seconds`; a body that three times ends where it ended before
+    is the shard's own fault.
 
     Raises:
-        Broken: the shard cannot be opened, is no tar, holds no sample, is cut off, or damaged.
+        Broken: the shard is not there, is no tar, holds no sample, is cut off, or damaged.
+        ShardError: its server cannot be reached.
     """
     current = Sample("", {})
     try:
-        with _Body(source) as body:
+        with _Body(source, retry_seconds) as body:
             for key, extension, data in _members(body):
                 if key != current.key:
                     if current.fields:
@@ -74,15 +76,20 @@ def samples(source: Path | Url) -> Iterator[Sample]:
 class _Body:
     """Bytes that can only be read forward, in the shape that TarFile wants; any failure of theirs is a Broken."""
 
-    def __init__(self, source: Path | Url) -> None:
+    def __init__(self, source: Path | Url, retry_seconds: float) -> None:
         self.position = 0
+        self.retry_seconds = retry_seconds
         self.last = b""  #: what the last read gave
         self.short = False  #: whether that was less than was asked for
         self.source = source
 
     def __enter__(self) -> "_Body":
         try:
-            raw = open(self.source, "rb", buffering=0) if isinstance(self.source, Path) else _Raw(self.source)
+            raw = (
+                open(self.source, "rb", buffering=0)
+                if isinstance(self.source, Path)
+                else _Raw(self.source, self.retry_seconds)
+            )
         except OSError as error:
             raise Broken(f"cannot be opened ({error.strerror})") from None
         self.raw: io.RawIOBase = raw
@@ -130,8 +137,8 @@ class _Body:
 class _Raw(io.RawIOBase):
     """The bytes of a URL, in order."""
 
-    def __init__(self, source: Url) -> None:
-        self.chunks = _chunks(source)
+    def __init__(self, source: Url, retry_seconds: float) -> None:
+        self.chunks = _chunks(source, Remote(retry_seconds))
         self.rest = memoryview(b"")
 
     def readable(self) -> bool:
@@ -152,12 +159,12 @@ class _Raw(io.RawIOBase):
         super().close()
 
 
-def _chunks(source: Url) -> Generator[bytes, None, None]:
+def _chunks(source: Url, server: Remote) -> Generator[bytes, None, None]:
     """Yield an object's bytes; after a break, go on where it broke, from its beginning where nothing else is served."""
     offset = failures = 0
     while True:
         try:
-            stream = remote.transport(source).open(source.text, offset)
+            stream = server.open(source, offset)
             with contextlib.closing(stream):
                 skip = offset - stream.start
                 for chunk in stream.chunks:
@@ -185,10 +192,10 @@ def _members(body: _Body) -> Iterator[tuple[str, str, bytes | None]]:
     try:
         with tarfile.TarFile(fileobj=body, mode="r") as tar:  # type: ignore[arg-type]  # asks for read, seek and tell
             for member in tar:
-                key, extension = split_name(member.name)
-                if extension and not member.isdir() and not member.name.rpartition("/")[2].startswith("."):
+                place = None if member.isdir() else member_of(member.name)
+                if place is not None:
                     plain = member.isreg() and not member.issparse()
-                    yield key, extension, _data(body, member, key) if plain else None
+                    yield *place, _data(body, member, place[0]) if plain else None
                 tar.members = []  # type: ignore[attr-defined]  # or it keeps a header a member
     except (tarfile.TarError, UnicodeError, ValueError, OverflowError) as error:
         if body.short and body.position:

@@ -7,17 +7,25 @@
 
 Each rank writes only what it already holds, so that saving moves no data between ranks; each rank reads only the
 pieces that overlap what it will hold. A save goes to a hidden folder, is fsynced, and gets its name by one rename.
+
+With `async: true` training goes on while bytes are written, at the price of as much host memory as the parts take:
+1. `save` copies what this rank writes to host memory and starts a thread that writes, hashes and fsyncs it;
+2. once the threads of all ranks are through (the all-reduce of each step tells), `advance` gathers sizes and sums, and
+   a thread of rank 0 writes state.json and COMPLETE, renames, and points `latest` at the new one;
+3. once that is through, `advance` again: the checkpoint exists, or all ranks hear why it does not.
+The threads call no collective. The next save, the end of the run and a stop by a signal wait for the one before.
 """
 
 import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from pydantic import Field
 from safetensors import SafetensorError
@@ -35,15 +43,17 @@ from pretrain.engine.pieces import (
     flatten,
     given,
     read_weights,
+    step_of,
     verify,
 )
 from pretrain.engine.run_folder import RunFolder, StaleRunError
+from pretrain.engine.writer import Block, Task
 from pretrain.engine.zero import Engine, Fragment
 
 VERSION = 1
 log = logging.getLogger("diptych")
 
-__all__ = ["CheckpointError", "Checkpoints", "Config", "complete", "flatten", "given", "read_weights"]
+__all__ = ["CheckpointError", "Checkpoints", "Config", "complete", "flatten", "given", "read_weights", "step_of"]
 
 
 class Config(Section):
@@ -52,6 +62,8 @@ class Config(Section):
     every_steps: int | None = Field(500, ge=1)
     every_minutes: float | None = Field(None, gt=0)
     keep_last: int = Field(3, ge=1)
+    keep_every: int | None = Field(None, ge=1)  #: also keep those whose step is a multiple of this
+    asynchronous: bool = Field(default=True, alias="async")  #: training goes on while a checkpoint is written
     frozen: bool = True  #: also what does not train; fine-tuning leaves it out, as its base has it
     resume: str = "auto"  #: auto: the newest in the run folder, if any; none; or the path of a checkpoint
 
@@ -85,24 +97,15 @@ def buffers(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _pieces(engine: Engine) -> dict[str, Tensor]:
-    """Return what this rank writes, copied to host memory."""
+    """Return views of what this rank writes."""
     out = {}
     for f in owned(engine.fragments()):
         for kind, view in {"weight": f.weight, **f.moments}.items():
             out[f"{kind}:{f.name}:{f.start}"] = view
     if dist.is_main():
-        out.update({f"buffer:{name}:0": b.reshape(-1) for name, b in buffers(engine.module).items()})
-    return {key: view.detach().to("cpu", copy=True) for key, view in out.items()}
-
-
-def _write_part(engine: Engine, folder: Path) -> dict[str, Any]:
-    name = f"part-{dist.rank():05d}-of-{dist.world():05d}.safetensors"
-    path = folder / name
-    folder.mkdir(parents=True, exist_ok=True)  # every rank: a network disk may show it late
-    safetensors.torch.save_file(_pieces(engine), path)
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-    return {name: {"bytes": path.stat().st_size, "sha256": digest(path)}}
+        # a forward changes these, before the fence that a step of the optimizer waits at
+        out.update({f"buffer:{name}:0": b.reshape(-1).clone() for name, b in buffers(engine.module).items()})
+    return out
 
 
 def _fsync_folder(path: Path) -> None:
@@ -131,26 +134,44 @@ def _agree(work: Callable[[], Any], what: str) -> list[Any]:
     return [value for _, value in answers]
 
 
+@dataclass
+class _Save:
+    """A checkpoint that is being written."""
+
+    final: Path
+    hidden: Path
+    state: dict[str, Any]
+    task: Task  #: of this rank
+    began: float
+    stalled: float  #: seconds for which training stood still
+    publishing: bool = False
+
+
 class Checkpoints:
     """The checkpoints of one run."""
 
     def __init__(self, folder: RunFolder, config: Config) -> None:
         self.folder = folder
         self.config = config
+        self.block = Block()
+        self._save: _Save | None = None
+        self._saves = 0
 
-    def _on_main(self, work: Callable[[], None], what: str) -> None:
-        _agree(work if dist.is_main() else lambda: None, what)
+    def save(self, engine: Engine, state: dict[str, Any]) -> None:
+        """Begin to write a checkpoint of `state["step"]`, and wait for it where it is not to be written meanwhile.
 
-    def save(self, engine: Engine, state: dict[str, Any]) -> Path:
-        """Write a checkpoint of `state["step"]`; all ranks call it together.
+        All ranks call it together. The weights may be changed after `block.fence`.
 
         Raises:
-            CheckpointError: it could not be written (a full disk); older ones are intact, nothing half-written is left.
+            CheckpointError: it, or the one before, could not be written (a full disk); older ones are intact, nothing
+                half-written is left.
             StaleRunError: a newer start of the run owns the folder.
         """
+        began = time.monotonic()
+        self.wait()
         final = self.folder.checkpoints / f"step-{state['step']:08d}"
-        hidden = final.with_name(f".{final.name}.{self.folder.token[:8]}.part")
-        what = f"checkpoint {final} was not written"
+        self._saves += 1
+        hidden = final.with_name(f".{final.name}.{self._saves}.{self.folder.token[:8]}.part")
         state = {
             **state,
             "version": VERSION,
@@ -161,41 +182,105 @@ class Checkpoints:
             "world": dist.world(),
             "stage": engine.stage,
         }
+        self.block.fill(_pieces(engine))
+        part = hidden / f"part-{dist.rank():05d}-of-{dist.world():05d}.safetensors"
+        task = Task(lambda: {part.name: self.block.write(part, check=self.folder.check_token)})
+        self._save = _Save(final, hidden, state, task, began, time.monotonic() - began)
+        if not self.config.asynchronous:
+            self.wait()
+            self.block.release()
+
+    @property
+    def ready(self) -> bool:
+        """Return whether this rank's thread is through; where that holds on all ranks, all call `advance`."""
+        return self._save is not None and self._save.task.done
+
+    def wait(self) -> None:
+        """Finish what is being written. All ranks call it.
+
+        Raises:
+            CheckpointError, StaleRunError: as `save`.
+        """
+        began = time.monotonic()
+        while self._save is not None:
+            save = self._save
+            self.advance()
+            save.stalled += time.monotonic() - began
+            began = time.monotonic()
+
+    def advance(self) -> None:
+        """Take the save one stage further, waiting for the ranks' threads. All ranks call it.
+
+        Raises:
+            CheckpointError, StaleRunError: as `save`.
+        """
+        save = self._save
+        assert save is not None
+        what = f"checkpoint {save.final} was not written"
         try:
-            self._on_main(lambda: shutil.rmtree(hidden, ignore_errors=True), what)
-            files: dict[str, Any] = {}
-            for part in _agree(lambda: _write_part(engine, hidden), what):
-                files.update(part)
-            self._on_main(lambda: self._publish(hidden, final, files, state), what)
+            found = _agree(save.task.result, what)
         except CheckpointError as error:
+            self._save = None
             if dist.is_main():
-                for left in final.parent.glob(f".*{self.folder.token[:8]}.part"):
+                for left in save.final.parent.glob(f".*{self.folder.token[:8]}.part"):
                     shutil.rmtree(left, ignore_errors=True)
                     left.unlink(missing_ok=True)
             dist.barrier()
             raise CheckpointError(
                 f"{error}; the older checkpoints are intact. Free space or lower checkpoint.keep_last, then start again"
             ) from error
-        return final
+        if save.publishing:
+            self._save = None
+            seconds = time.monotonic() - save.began
+            if dist.is_main():
+                log.info(
+                    "%s: complete after %.2f s, of which training stood %.2f s", save.final.name, seconds, save.stalled
+                )
+            return
+        files = {name: facts for part in found for name, facts in part.items()}
+        save.publishing = True
+        save.task = Task((lambda: self._publish(save, files)) if dist.is_main() else (lambda: None))
 
-    def _publish(self, hidden: Path, final: Path, files: dict[str, Any], state: dict[str, Any]) -> None:
-        write_atomic(hidden / "state.json", json.dumps(state).encode())
+    def _publish(self, save: _Save, files: dict[str, Any]) -> None:
+        hidden, final = save.hidden, save.final
+        write_atomic(hidden / "state.json", json.dumps(save.state).encode())
         files["state.json"] = {"bytes": (hidden / "state.json").stat().st_size, "sha256": digest(hidden / "state.json")}
         write_atomic(hidden / "COMPLETE", json.dumps({"version": VERSION, "files": files}, indent=1).encode())
         _fsync_folder(hidden)
         latest = final.with_name(f".latest.{self.folder.token[:8]}.part")
         write_atomic(latest, final.name.encode() + b"\n")
+        old = final.with_name(f".{final.name}.old.{self.folder.token[:8]}.part")
         self.folder.check_token()
-        old = final.with_name(f".{final.name}.old.part")
         if final.exists():  # saved again at the same step, e.g. after it was found damaged
             os.rename(final, old)
         os.rename(hidden, final)
+        self.folder.check_token()
         os.replace(latest, final.parent / "latest")  # prepared above: needs no space
         _fsync_folder(final.parent)
         shutil.rmtree(old, ignore_errors=True)
-        older = [path for path in complete(final.parent) if path.name <= final.name]
-        for path in older[self.config.keep_last :]:
-            shutil.rmtree(path, ignore_errors=True)
+        for path in complete(final.parent)[self.config.keep_last :]:
+            if not self.config.keep_every or step_of(path) % self.config.keep_every:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def go_back(self, path: Path, *, remove: bool) -> None:
+        """Let `latest` name an older checkpoint, so that later ones count no more; or remove them. All ranks call it.
+
+        Raises:
+            CheckpointError, StaleRunError: as `save`.
+        """
+        folder = path.parent
+
+        def point() -> None:
+            latest = folder / f".latest.{self.folder.token[:8]}.part"
+            write_atomic(latest, path.name.encode() + b"\n")
+            later = [p for p in complete(folder) if step_of(p) > step_of(path)]
+            self.folder.check_token()
+            os.replace(latest, folder / "latest")
+            _fsync_folder(folder)
+            for left in later if remove else []:
+                shutil.rmtree(left, ignore_errors=True)
+
+        _agree(point if dist.is_main() else lambda: None, f"checkpoint {path}: `latest` was not set to it")
 
     # -- resuming ------------------------------------------------------------------------------------------------------
 
@@ -209,17 +294,21 @@ class Checkpoints:
                 found = given(Path(self.config.resume))
         return [Path(p) for p in dist.broadcast_object([str(p) for p in found])]
 
-    def restore(self, engine: Engine, *, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
+    def restore(
+        self, engine: Engine, *, fingerprint: dict[str, Any], among: list[Path] | None = None
+    ) -> dict[str, Any] | None:
         """Continue from the newest undamaged checkpoint; return its state, or None where there is none.
+
+        `path` of the state says which it was, `passed_over` why newer ones were not taken. All ranks call it.
 
         Raises:
             ConfigError: it belongs to another order or architecture.
             CheckpointError: there are checkpoints, but each is damaged.
         """
-        found = self.candidates()
+        found = self.candidates() if among is None else among
         if self.config.resume not in ("auto", "none") and not found:
             raise ConfigError(f"checkpoint.resume: {self.config.resume} holds no complete checkpoint; check the path")
-        problem = ""
+        problems = []
         for path in found:
             try:
                 _agree(lambda path=path: verify(path), f"checkpoint {path} is damaged")  # type: ignore[misc]
@@ -228,14 +317,12 @@ class Checkpoints:
                 compare({"parameters": state["parameters"]}, {"parameters": engine.shapes}, path)
                 _agree(lambda path=path, state=state: load(engine, path, state), f"checkpoint {path}")  # type: ignore[misc]
             except CheckpointError as error:
-                problem = str(error)
-                if dist.is_main():
-                    log.warning("%s; trying the one before it", error)
+                problems.append(str(error))
                 continue
             engine.refresh()
-            return {**state, "path": str(path)}
+            return {**state, "path": str(path), "passed_over": problems}
         if found:
-            raise CheckpointError(f"{problem}; no older one is left. Remove them, or set checkpoint.resume=none")
+            raise CheckpointError(f"{problems[-1]}; no older one is left. Remove them, or set checkpoint.resume=none")
         return None
 
 

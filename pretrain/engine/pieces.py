@@ -31,18 +31,23 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def step_of(path: Path) -> int:
+    """Return the step of a checkpoint folder."""
+    return int(path.name[5:])
+
+
 def complete(folder: Path) -> list[Path]:
     """Return the complete checkpoints of a folder, newest first.
 
     Later steps than `latest` names belong to a branch that was left when the run went back to an older checkpoint.
     """
     found = [p for p in folder.glob("step-*") if NAME.fullmatch(p.name) and (p / "COMPLETE").is_file()]
-    found.sort(key=lambda p: int(p.name[5:]), reverse=True)
+    found.sort(key=step_of, reverse=True)
     try:
         latest = NAME.fullmatch((folder / "latest").read_text().strip())
     except OSError:
         return found
-    return [p for p in found if latest is None or int(p.name[5:]) <= int(latest.group(1))]
+    return [p for p in found if latest is None or step_of(p) <= int(latest.group(1))]
 
 
 def given(path: Path) -> list[Path]:

@@ -1,6 +1,6 @@
 """This process among the others: which rank it is, under any launcher, and its process group.
 
-Works under the deepspeed launcher, torchrun, srun and with no launcher at all (world 1).
+Works under the deepspeed launcher, torchrun, srun, mpirun and with no launcher at all (world 1).
 """
 
 import importlib
@@ -18,6 +18,7 @@ import torch
 import torch.distributed as torch_dist
 
 from pretrain.config import ConfigError
+from pretrain.engine import recorder
 
 TIMEOUT = timedelta(minutes=30)  # a slow shared disk during a save is not a dead peer
 
@@ -29,7 +30,7 @@ class Place(NamedTuple):
     world: int
     local_rank: int  #: on its machine
     local_world: int  #: processes on its machine
-    launcher: str  #: "none", "env" (deepspeed, torchrun) or "srun"
+    launcher: str  #: "none", "env" (deepspeed, torchrun), "srun" or "openmpi"
 
 
 def place(env: Mapping[str, str]) -> Place:
@@ -49,9 +50,14 @@ def place(env: Mapping[str, str]) -> Place:
             world = int(env["SLURM_STEP_NUM_TASKS"])
             tasks = env.get("SLURM_STEP_TASKS_PER_NODE", str(world)).partition("(")[0].partition(",")[0]
             found = Place(int(env["SLURM_PROCID"]), world, int(env.get("SLURM_LOCALID", 0)), int(tasks), "srun")
+        elif "OMPI_COMM_WORLD_RANK" in env:
+            rank, world, local_rank, local_world = (
+                int(env[f"OMPI_COMM_WORLD_{key}"]) for key in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
+            )
+            found = Place(rank, world, local_rank, local_world, "openmpi")
         else:
             return Place(0, 1, 0, 1, "none")
-    except ValueError as error:
+    except (ValueError, KeyError) as error:
         raise ConfigError(f"launcher variables: {error}; unset RANK, WORLD_SIZE and LOCAL_RANK or set all") from error
     if not 0 <= found.rank < found.world:
         raise ConfigError(f"launcher variables: rank {found.rank} of {found.world}; unset RANK and WORLD_SIZE")
@@ -67,6 +73,12 @@ def first_host(nodes: str) -> str:
     return head + inside.partition(",")[0].partition("-")[0] + tail.partition(",")[0]
 
 
+def slurm_port(env: Mapping[str, str]) -> int:
+    """Return where the ranks of a SLURM step meet: the same formula as launcher/world.py, which says why."""
+    job, step, restart = (int(env.get(f"SLURM_{key}", "0")) for key in ("JOB_ID", "STEP_ID", "RESTART_COUNT"))
+    return 20000 + (job + 7 * step + 1009 * restart) % 12768
+
+
 def _rendezvous(here: Place, env: dict[str, str]) -> None:
     """Complete the variables that torch's env:// needs (SLURM sets none of them)."""
     env["RANK"], env["WORLD_SIZE"] = str(here.rank), str(here.world)
@@ -74,11 +86,12 @@ def _rendezvous(here: Place, env: dict[str, str]) -> None:
     if here.launcher == "srun":
         nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or socket.gethostname()
         env.setdefault("MASTER_ADDR", first_host(nodes))
-        job = int(env.get("SLURM_JOB_ID", "0")) + 7 * int(env.get("SLURM_STEP_ID", "0"))
-        env.setdefault("MASTER_PORT", str(20000 + job % 20000))
+        env.setdefault("MASTER_PORT", str(slurm_port(env)))
     missing = [key for key in ("MASTER_ADDR", "MASTER_PORT") if here.world > 1 and key not in env]
     if missing:
-        raise ConfigError(f"launcher variables: {missing[0]} is not set; use deepspeed, torchrun or srun")
+        raise ConfigError(
+            f"launcher variables: {missing[0]} is not set; use deepspeed, torchrun, srun or mpirun -x {missing[0]}=..."
+        )
 
 
 def _threads(here: Place, *, cuda: bool) -> None:
@@ -128,6 +141,7 @@ def setup_process_group(*, timeout: timedelta = TIMEOUT) -> torch.device:
     if cuda:
         torch.cuda.set_device(device)
     quiet_deepspeed()
+    recorder.switch_on()
     if not torch_dist.is_initialized():
         backend = "nccl" if cuda else "gloo"
         if here.world == 1:

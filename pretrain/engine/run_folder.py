@@ -69,6 +69,14 @@ class RunFolder:
         """Where checkpoints lie."""
         return self.path / "checkpoints"
 
+    def owned(self) -> bool:
+        """Return whether no newer start has claimed the folder."""
+        try:
+            self.check_token()
+        except StaleRunError:
+            return False
+        return True
+
     def check_token(self) -> None:
         """Refuse to go on where a newer start of this run has claimed the folder.
 
@@ -100,6 +108,7 @@ def describe() -> dict[str, Any]:
         else platform.processor() or platform.machine(),
         "commit": _commit(),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "launch": os.environ.get("DIPTYCH_LAUNCH"),  # by which launcher/ tells a start of its own from another's
     }
 
 

@@ -4,22 +4,25 @@ import gc
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-import torch.distributed as torch_dist
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pretrain import dist
 from pretrain.batch import Batch
 from pretrain.config import ConfigError, Section
-from pretrain.engine import checkpoint, ema, monitor, optim, zero
+from pretrain.data.quarantine import TooManyBad
+from pretrain.engine import accumulate, checkpoint, deferred, ema, monitor, optim, rollback, stragglers, watchdog, zero
+from pretrain.engine.agreement import Agreed, Agreement
 from pretrain.engine.precision import Precision
 from pretrain.engine.preemption import EXIT_INTERRUPTED, EXIT_REQUEUE, Preemption
-from pretrain.engine.run_folder import RunFolder
+from pretrain.engine.rollback import Trouble
+from pretrain.engine.run_folder import RunFolder, StaleRunError
 from pretrain.models import blocks
 
 
@@ -34,6 +37,8 @@ class Config(Section):
     samples: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
     batch_size: int = Field(256, ge=1)  #: of all ranks together
+    #: rows of one rank that go through the model at once, to save memory: the step stays that of batch_size; null: all
+    micro_batch_size: int | None = Field(None, ge=1)
     precision: Precision = "fp32"
     compile: bool = False  #: torch.compile of every block of the towers; the first step takes a minute or more
 
@@ -69,6 +74,13 @@ class Config(Section):
             raise ConfigError(
                 f"train.batch_size: {self.batch_size} is not divisible by {dist.world()} ranks; try {near}"
             )
+        micro = self.micro_batch_size
+        if micro is not None and rows % micro:
+            near = max(n for n in range(1, min(micro, rows) + 1) if rows % n == 0)
+            raise ConfigError(
+                f"train.micro_batch_size: {micro} does not divide the {rows} rows of a rank "
+                f"(batch_size {self.batch_size} over {dist.world()} ranks); try {near}"
+            )
         return rows
 
 
@@ -80,6 +92,9 @@ class Sections(Protocol):
     zero: zero.Config
     checkpoint: checkpoint.Config
     monitor: monitor.Config
+    faults: rollback.Config
+    watchdog: watchdog.Config
+    stragglers: stragglers.Config
 
 
 class Hook(NamedTuple):
@@ -96,6 +111,9 @@ class Data:
     batches: Callable[[int], Iterator[Batch]]  #: first step (from 0) -> this rank's rows of that and the next steps
     state: Callable[[int], dict[str, Any]] = lambda step: {}  #: steps done -> what a checkpoint keeps
     restore: Callable[[dict[str, Any]], None] = lambda state: None  #: gets it back before `batches` is called
+    #: leaves out batches by number, from the next step on; None: they have no numbers, and a run cannot go back
+    exclude: Callable[[Iterable[int]], None] | None = None
+    batch_at: Callable[[int], int] = lambda step: step  #: step (from 0) -> the number of the batch that it trains on
     #: called on all ranks, before the update, at steps where some rank's batch has replaced samples (`Batch.bad`)
     on_bad: Callable[[Batch, int], None] = lambda batch, step: None
 
@@ -124,6 +142,7 @@ class Trainer:
         identity: Identity | None = None,
         hooks: Sequence[Hook] = (),
         average: ema.Config | None = None,
+        record: deferred.Record | None = None,
         speed: monitor.Speed | None = None,
     ) -> None:
         """Build the engine and resume. All ranks call it.
@@ -139,6 +158,7 @@ class Trainer:
         self.folder = folder
         self.identity = identity or Identity()
         self.hooks = list(hooks)
+        self.speed = speed
         self.rows = sections.train.rows_per_rank()
         sections.optim.warmup_steps(steps)
         if sections.train.compile:
@@ -152,33 +172,62 @@ class Trainer:
             device=device,
             keep_frozen=sections.checkpoint.frozen,
             average=average,
+            record=record,
         )
+        self.gradients = accumulate.Steps(self.engine, rows=sections.train.micro_batch_size, seed=seed)
         self.checkpoints = checkpoint.Checkpoints(folder, sections.checkpoint)
         state = self.checkpoints.restore(self.engine, fingerprint=self.identity.fingerprint)
         self.start = int(state["step"]) if state else 0
         folder.claim()
-        if dist.is_main():
-            monitor.truncate(folder.path / "evals.jsonl", self.start)
-        self.monitor = monitor.Monitor(
-            sections.monitor,
-            folder.path,
-            steps=steps,
-            start=self.start,
-            device=device,
-            batch_size=sections.train.batch_size,
-            speed=speed,
-            save_every=sections.checkpoint.every_steps,
-        )
+        self.faults = rollback.Faults(sections.faults, folder, fresh=sections.checkpoint.resume == "none")
+        self.buffers = rollback.Buffers(module)
+        self.watchdog = watchdog.Watchdog(sections.watchdog, folder)
+        self.stragglers = stragglers.Stragglers(sections.stragglers, device)
+        self.monitor = self._monitor(self.start)
         for line in self.engine.groups if sections.optim.layer_decay else ():
             self.monitor.say(line)
         if state:
             self._announce(state)
             data.restore(state["data"])
+            self.faults.restore(state.get("faults") or {})
+        self._leave_out(self.start)
+        self._where: dict[str, Any] = {}  # which ranks and samples the last trouble was about
         self._saved = self.start if state else -1
         self._owed = bool(state and state["hooks_owed"])
         self._saved_at = time.monotonic()
 
+    def _monitor(self, start: int) -> monitor.Monitor:
+        """Return what writes metrics from step `start` on; what the run has written of later steps is dropped."""
+        if dist.is_main():
+            monitor.truncate(self.folder.path / "evals.jsonl", start)
+        return monitor.Monitor(
+            self.sections.monitor,
+            self.folder.path,
+            steps=self.steps,
+            start=start,
+            device=self.device,
+            batch_size=self.sections.train.batch_size,
+            speed=self.speed,
+            save_every=self.sections.checkpoint.every_steps,
+        )
+
+    def _leave_out(self, start: int) -> None:
+        """Leave out what the config and earlier troubles say, from step `start` on.
+
+        Raises:
+            ConfigError: the data cannot.
+        """
+        wanted = self.faults.wanted(self.data.batch_at(start))
+        if wanted and self.data.exclude is None:
+            raise ConfigError("faults.leave_out: batches of data.order=stream have no numbers; leave it empty")
+        if wanted and self.data.exclude is not None:
+            self.data.exclude(wanted)
+
     def _announce(self, state: dict[str, Any]) -> None:
+        for problem in state["passed_over"]:
+            self.monitor.say(f"warning: {problem}; an older one is taken", level=logging.WARNING)
+        if state["passed_over"] and Path(state["path"]).parent == self.folder.checkpoints:
+            self.checkpoints.go_back(Path(state["path"]), remove=False)
         self.monitor.say(f"resumed from {state['path']}: {self.start} of {self.steps} steps are done")
         before = dict(checkpoint.flatten(state.get("optimisation") or {}))
         after = dict(checkpoint.flatten(self.identity.optimisation))
@@ -191,26 +240,44 @@ class Trainer:
         """Train to the end; return the exit code: 0, or EXIT_REQUEUE / EXIT_INTERRUPTED after a save.
 
         Raises:
-            TrainingError: a loss or gradient that is not finite.
+            TrainingError: more losses or gradients that are not finite than `faults` allows.
             checkpoint.CheckpointError: a checkpoint could not be written.
+            StaleRunError: a newer start of the run owns the folder.
         """
         with Preemption() as preemption:
+            self.watchdog.start()
             try:
                 return self._run(preemption)
+            except (TrainingError, TooManyBad):  # raised by all ranks alike
+                self.checkpoints.wait()
+                raise
             finally:
+                self.watchdog.close()
                 self.monitor.close()
 
     def _run(self, preemption: Preemption) -> int:
         if self._owed:
             self._call_hooks(self.start)
-        batches = self.data.batches(self.start) if self.start < self.steps else iter(())
-        for index in range(self.start, self.steps):
-            agreed = self._step(index, batches, preemption)
-            done = index + 1
+        done = self.start
+        batches = self.data.batches(done) if done < self.steps else iter(())
+        if self.sections.faults.spike and self._saved < 0:
+            self.save(0)  # what a run can go back to before it has saved anything else
+        while done < self.steps:
+            agreed, trouble = self._step(done, batches, preemption)
+            if agreed.written == dist.world():
+                self.checkpoints.advance()
+            if trouble is not None:
+                back = self._recover(done, trouble)
+                if back is not None:
+                    batches = iter(())  # the old ones let go of their workers first
+                    done, batches = back, self.data.batches(back)
+            else:
+                done += 1
             if agreed.requeue or agreed.interrupted:
-                self.save(done, hooks_owed=True)
-                self.monitor.say(f"stopped by a signal after step {done}; start the same command again to go on")
+                self._stop(done, hooks_owed=trouble is None)
                 return EXIT_INTERRUPTED if agreed.interrupted else EXIT_REQUEUE
+            if trouble is not None:
+                continue
             self._call_hooks(done)
             if agreed.save or done % (self.sections.checkpoint.every_steps or done + 1) == 0:
                 self.save(done)
@@ -218,49 +285,135 @@ class Trainer:
                 gc.freeze()  # what lives now lives to the end: later collections skip it
         if self._saved < self.steps:
             self.save(self.steps)
+        with self.watchdog.during("save"):
+            self.checkpoints.wait()
         return 0
+
+    def _stop(self, done: int, *, hooks_owed: bool) -> None:
+        if self._saved != done:
+            self.save(done, hooks_owed=hooks_owed)
+        with self.watchdog.during("save"):
+            self.checkpoints.wait()
+        self.monitor.say(f"stopped by a signal after step {done}; start the same command again to go on")
 
     def _call_hooks(self, done: int) -> None:
         for hook in self.hooks:
             if done % hook.every == 0 or done == self.steps:
-                with self.engine.evaluating():
+                with self.watchdog.during("eval"), self.engine.evaluating():
                     hook.call(done)
 
-    def _step(self, index: int, batches: Iterator[Batch], preemption: Preemption) -> "Agreed":
-        """Run step `index`; return what the ranks agreed on."""
+    def _step(self, index: int, batches: Iterator[Batch], preemption: Preemption) -> tuple[Agreed, Trouble | None]:
+        """Run step `index`; return what the ranks agreed on, and why no update was made where none was."""
         began = time.perf_counter()
+        self.watchdog.enter("data", index + 1)
+        self.stragglers.begin()
         try:
             batch = next(batches)
         except StopIteration:
             raise TrainingError(f"step {index + 1}: the data ended; data must go on for {self.steps} steps") from None
         waited = time.perf_counter() - began
-        dist.seed_step(self.seed, index, dist.rank())
-        loss, logs = self.engine([batch.to(self.device)])
-        # launched before backward, read after it: the wait is hidden
-        agreement = Agreement(loss, batch, preemption, save=self._minutes_are_over())
-        self.engine.backward(loss)
+        self.stragglers.got_data()
+        self.watchdog.enter("forward")
+        self.buffers.keep()
+        logs, (loss, agreement) = self.gradients(
+            batch, index, lambda loss: self._agree(loss.detach(), index, batch, preemption)
+        )
         agreed = agreement.read()
-        if agreed.bad:
+        if agreed.stale:
+            raise StaleRunError(
+                f"{self.folder.path}: a newer start of this run has taken over the folder; this one ends"
+            )
+        if agreed.bad and not agreed.broken:
             self.data.on_bad(batch, index)
-        if agreed.broken:
-            raise TrainingError(
-                f"step {index + 1}: the loss is not finite on {agreed.broken} of {dist.world()} ranks; "
-                "lower optim.lr, lengthen optim.warmup or use train.precision=bf16. The last checkpoint is intact"
-            )
+        self.watchdog.enter("update")
         lr = self.sections.optim.learning_rate(index, self.steps)
-        norm = self.engine.step(lr)
-        if not math.isfinite(norm) and self.engine.loss_scale is None:
-            raise TrainingError(
-                f"step {index + 1}: the gradient is not finite although the loss is {agreed.loss:.4g}; "
-                "lower optim.lr or set optim.grad_clip. The last checkpoint is intact"
-            )
+        self.checkpoints.block.fence()  # a save that is still being copied
+        norm = self.engine.step(lr, broken=bool(agreed.broken))
+        assert not (agreed.broken and math.isfinite(norm)), "an update was made of a loss that is not finite"
+        scaled = self.engine.loss_scale is not None
+        trouble = self.faults.judge(agreed.loss, broken=agreed.broken, norm=norm, scaled=scaled)
+        if trouble is not None:
+            self.buffers.put_back()
+            self._where = rollback.whereabouts(loss, batch.keys)
+            return agreed, trouble
         scalars = {"loss": agreed.loss, "lr": lr, "grad_norm": norm}
         if self.engine.loss_scale is not None:
             scalars["loss_scale"] = self.engine.loss_scale.scale
         if self.monitor.due(index + 1):
             scalars = {**mean_logs(logs), **scalars}
+            if slow := self.stragglers.report():
+                self.monitor.say(f"step {index + 1}: {slow}", level=logging.WARNING)
+            if dist.is_main():
+                self.folder.check_token()
         self.monitor.record(index + 1, seconds=time.perf_counter() - began, data_wait=waited, scalars=scalars)
-        return agreed
+        return agreed, None
+
+    def _agree(self, loss: Tensor, index: int, batch: Batch, preemption: Preemption) -> tuple[Tensor, Agreement]:
+        """Ask the ranks of step `index`, before its last backward; the answer is read after it: the wait is hidden."""
+        agreement = Agreement(
+            loss,
+            batch,
+            preemption,
+            save=self._minutes_are_over(),
+            written=self.checkpoints.ready,
+            stale=dist.is_main() and self.monitor.due(index + 1) and not self.folder.owned(),
+        )
+        self.watchdog.enter("backward")
+        return loss, agreement
+
+    def _recover(self, index: int, trouble: Trouble) -> int | None:
+        """Leave out the batch of step `index`, or go back; return the step to go on from where the run went back.
+
+        Raises:
+            TrainingError: neither is allowed or possible.
+        """
+        batch = self.data.batch_at(index)
+        if self.faults.may_skip(trouble):
+            self._refuse(index, trouble, self.faults.over_limit([batch], back=False))
+            self.faults.note(index + 1, trouble, [batch], None, self._where)
+            if self.data.exclude is not None:
+                self.data.exclude([batch])
+            self.monitor.say(f"step {index + 1}: {trouble.why}; batch {batch} is left out", level=logging.WARNING)
+            return None
+        with self.watchdog.during("going back"):
+            self.checkpoints.wait()
+            return self._go_back(index, trouble)
+
+    def _go_back(self, index: int, trouble: Trouble) -> int:
+        config = self.sections.faults
+        found = dist.broadcast_object(checkpoint.complete(self.folder.checkpoints) if dist.is_main() else None)
+        target = rollback.choose(found, index, config.back)
+        if target is None or self.data.exclude is None:
+            self._refuse(index, trouble, f"{self.faults.in_a_row} in a row, and there is no checkpoint to go back to")
+        assert target is not None
+        first = max(checkpoint.step_of(target), index - config.back)
+        batches = sorted({self.data.batch_at(step) for step in range(first, index + 1)})
+        self._refuse(index, trouble, self.faults.over_limit(batches, back=True))
+        among = [path for path in found if checkpoint.step_of(path) <= checkpoint.step_of(target)]
+        state = self.checkpoints.restore(self.engine, fingerprint=self.identity.fingerprint, among=among)
+        assert state is not None
+        done = int(state["step"])
+        self.checkpoints.go_back(Path(state["path"]), remove=True)
+        self.faults.note(index + 1, trouble, batches, done, self._where)
+        self.faults.restore(state.get("faults") or {})
+        self.data.restore(state["data"])
+        self._leave_out(done)
+        self.monitor.close()
+        self.monitor = self._monitor(done)
+        self._saved = done
+        self.monitor.say(
+            f"step {index + 1}: {trouble.why}; back to {state['path']}, "
+            f"batches {batches[0]} to {batches[-1]} are left out",
+            level=logging.WARNING,
+        )
+        return done
+
+    def _refuse(self, index: int, trouble: Trouble, reason: str) -> None:
+        if reason:
+            raise TrainingError(
+                f"step {index + 1}: {trouble.why}; {reason}. Lower optim.lr, lengthen optim.warmup or use "
+                "train.precision=bf16. The last checkpoint is intact"
+            )
 
     def close(self) -> None:
         """Release DeepSpeed's hooks and buffers."""
@@ -271,47 +424,19 @@ class Trainer:
         return dist.is_main() and minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
 
     def save(self, done: int, *, hooks_owed: bool = False) -> None:
-        """Write a checkpoint after `done` steps; all ranks call it. Owed hooks are called by the next start."""
+        """Begin to write a checkpoint after `done` steps. All ranks call it. The next start calls owed hooks."""
         state = {
             "step": done,
             "hooks_owed": hooks_owed,
             "data": self.data.state(done),
+            "faults": self.faults.state(),
             "fingerprint": self.identity.fingerprint,
             "optimisation": self.identity.optimisation,
             "incarnation": self.folder.token,
         }
-        self.checkpoints.save(self.engine, state)
+        with self.watchdog.during("save"):
+            self.checkpoints.save(self.engine, state)
         self._saved, self._saved_at = done, time.monotonic()
-
-
-class Agreed(NamedTuple):
-    """What all ranks know of a step."""
-
-    loss: float  #: mean over ranks
-    broken: int  #: ranks whose loss is not finite
-    bad: int  #: replaced samples
-    requeue: int  #: ranks that were asked to stop and be started again
-    interrupted: int  #: ranks that saw a Ctrl-C
-    save: int  #: checkpoint.every_minutes are over
-
-
-class Agreement:
-    """One small all-reduce a step, by which ranks share the loss and decide together to stop."""
-
-    def __init__(self, loss: Tensor, batch: Batch, preemption: Preemption, *, save: bool) -> None:
-        value = loss.detach().double().reshape(1)
-        finite = value.isfinite()
-        facts = [len(batch.bad), preemption.requeue, preemption.interrupted, save]
-        rest = torch.tensor(facts, dtype=torch.float64).to(value.device, non_blocking=True)
-        self._word = torch.cat([torch.where(finite, value, 0.0), (~finite).double(), rest])
-        self._work = torch_dist.all_reduce(self._word, async_op=True) if dist.world() > 1 else None
-
-    def read(self) -> Agreed:
-        """Wait for the ranks."""
-        if self._work is not None:
-            self._work.wait()
-        loss, *counts = self._word.tolist()
-        return Agreed(loss / dist.world(), *(int(c) for c in counts))
 
 
 def mean_logs(logs: dict[str, Tensor]) -> dict[str, float]:

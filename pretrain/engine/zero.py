@@ -7,7 +7,7 @@ Facts about DeepSpeed 0.19.8 that shape this file:
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +19,7 @@ from torch.profiler import record_function
 
 from pretrain import dist
 from pretrain.config import ConfigError, Section
-from pretrain.engine import ema, optim, overflow
+from pretrain.engine import deferred, ema, optim, overflow
 from pretrain.engine.precision import Autocast, LossScale, Precision
 
 log = logging.getLogger("diptych")
@@ -42,6 +42,8 @@ class Config(Section):
     stage: Literal[0, 1, 2, 3] = 1
     #: what lies in the host's memory: nothing; masters and moments, which the CPU then updates; weights too (stage 3)
     offload: Literal["none", "optimizer", "all"] = "none"
+    #: whole: every rank builds the whole model first; parts: shard by shard, with the same weights to the bit (stage 3)
+    init: Literal["whole", "parts"] = "whole"
     #: merged into DeepSpeed's own config, e.g. {zero_optimization: {reduce_bucket_size: 50000000}}
     extra: dict[str, Any] = Field(default_factory=dict)
 
@@ -58,10 +60,12 @@ class Config(Section):
         return value
 
     @model_validator(mode="after")
-    def _offload(self) -> "Config":
+    def _stages(self) -> "Config":
         least = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
         if self.stage < least:
             raise ValueError(f"offload: {self.offload!r} needs zero.stage={least} or higher, it is {self.stage}")
+        if self.init == "parts" and self.stage < 3:
+            raise ValueError(f"init: 'parts' needs zero.stage=3, at stage {self.stage} every rank holds all weights")
         return self
 
 
@@ -121,8 +125,21 @@ class Engine:
         device: torch.device,
         keep_frozen: bool = True,
         average: ema.Config | None = None,
+        record: deferred.Record | None = None,
     ) -> None:
-        """`keep_frozen` false leaves what does not train out of `shapes` and `fragments`, and so out of checkpoints."""
+        """Wrap a module. All ranks call it.
+
+        Args:
+            module: what is trained.
+            config: the `zero:` section.
+            optim_config: the `optim:` section.
+            precision: of the arithmetic inside forward.
+            rows: batch size of one rank.
+            device: of this rank.
+            keep_frozen: false leaves what does not train out of `shapes` and `fragments`, and so out of checkpoints.
+            average: the `ema:` section.
+            record: how the module was built, where it has no weights yet (`zero.init=parts`).
+        """
         import deepspeed
 
         for name, p in module.named_parameters():
@@ -138,16 +155,19 @@ class Engine:
         #: shapes as they are before ZeRO-3 empties the parameters
         kept = ((name, p) for name, p in module.named_parameters() if keep_frozen or p.requires_grad)
         self.shapes = {name: tuple(p.shape) for name, p in kept}
-        wrapped = Autocast(module, precision, device_type=device.type).to(device)
-        optimizer = optim.build(module, optim_config, device=device)
         trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
         pin = device.type == "cuda"
+        tree = deepspeed_config(config, rows=rows, grad_clip=optim_config.grad_clip, trained=trained, pin=pin)
+        if record is not None:
+            deferred.shard(module, record, tree)
+        wrapped = Autocast(module, precision, device_type=device.type).to(device)
+        optimizer = optim.build(module, optim_config, device=device)
         self.groups = optim.describe(optimizer.param_groups)  #: a line each; as they are before ZeRO flattens them
         try:
             self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
                 model=wrapped,
                 optimizer=optimizer,
-                config=deepspeed_config(config, rows=rows, grad_clip=optim_config.grad_clip, trained=trained, pin=pin),
+                config=tree,
                 dist_init_required=False,
             )
         except (ValueError, TypeError) as error:  # pydantic's complaint about zero.extra
@@ -155,6 +175,7 @@ class Engine:
         if self.stage:
             overflow.skip_on_all_ranks(self._optimizer, self.stage)
         self.average = ema.Average(average, self._masters()) if average and average.decay else None
+        self._fresh = True  #: no backward since the last step
 
     @property
     def torch_optimizer(self) -> torch.optim.Optimizer:
@@ -167,8 +188,19 @@ class Engine:
         return self._deepspeed(*args, **kwargs)
 
     @record_function("backward")
-    def backward(self, loss: Tensor) -> None:
-        """Compute gradients and average them over ranks."""
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
+        """Add to the gradients; with the `last` loss of a step they are averaged over ranks.
+
+        Those of a loss that is not finite are not-a-number.
+        """
+        if self._fresh and self.stage == 3:
+            # what no backward of a step touches would keep the gradient of another step
+            for part in vars(self._optimizer)["_DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition"].values():
+                part.zero_()
+        self._fresh = False
+        self._deepspeed.set_gradient_accumulation_boundary(last)
+        # such a loss may have finite gradients: the step must be skipped on all ranks all the same
+        loss = loss * torch.where(loss.detach().isfinite(), 1.0, float("nan")).to(loss.dtype)
         if self.loss_scale is not None:
             if self.stage:
                 self._optimizer.override_loss_scale(self.loss_scale.scale)
@@ -177,11 +209,13 @@ class Engine:
         self._deepspeed.backward(loss)
 
     @record_function("optimizer")
-    def step(self, lr: float) -> float:
+    def step(self, lr: float, *, broken: bool = False) -> float:
         """Update the weights; return the gradient's norm before clipping.
 
-        A norm that is not finite means that the step was skipped on all ranks and no weight changed.
+        A norm that is not finite means that the step was skipped on all ranks and no weight changed. `broken` says that
+        the loss of some rank was not finite, which is no reason to lower the loss scale.
         """
+        self._fresh = True
         optim.set_rate(self.torch_optimizer, lr)
         if self.stage:
             self._deepspeed.step()
@@ -194,7 +228,7 @@ class Engine:
                 self._deepspeed.zero_grad()
             else:
                 self._deepspeed.step()
-        if self.loss_scale is not None:
+        if self.loss_scale is not None and not broken:
             self.loss_scale.update(overflow=skipped)
         if self.average and not skipped:
             first = next(iter(self.torch_optimizer.state.values()))  # all count alike
@@ -210,6 +244,12 @@ class Engine:
         if self.grad_clip and norm > self.grad_clip:
             torch._foreach_mul_(grads, self.grad_clip / (norm + 1e-6))
         return norm
+
+    def gathered(self, parameters: Sequence[nn.Parameter]) -> Any:
+        """Return a context in which these parameters are whole at stage 3 too, to be read outside forward."""
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters(list(parameters), enabled=self.stage == 3 and bool(parameters))
 
     @contextmanager
     def evaluating(self) -> Iterator[nn.Module]:

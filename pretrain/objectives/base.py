@@ -1,17 +1,22 @@
 """What an objective is, and Mixture: the one module that DeepSpeed wraps.
 
-An objective is a small module around features: `forward(encodings) -> (loss, logs)`. It says what it
-`needs` of the model ("image", "text", ...); what the model does not provide is refused before any
-weight is built. Logged scalars are returned apart from the loss, so a meter cannot mistake one for the other.
+An objective is a small module around features. It says what it `needs` of the model ("image", "text", ...); what the
+model does not provide is refused before any weight is built. There are two natures:
+
+- Objective: its loss is a sum over rows (or tokens) divided by what the whole step counts. `prepare` draws and counts.
+- Contrast: its loss compares rows of the whole step, of all ranks. It offers `features` and `loss_from_features`.
+
+So both can be trained in micro-batches with the gradient of the whole batch (engine/accumulate.py). Logged scalars are
+returned apart from the loss, so a meter cannot mistake one for the other.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pretrain import registry
+from pretrain import dist, registry
 from pretrain.batch import Batch
 from pretrain.config import ConfigError, Section
 from pretrain.models.depth import Depth
@@ -24,17 +29,62 @@ class Config(Section):
     weight: float = 1.0
 
 
+class Prepared(NamedTuple):
+    """What an objective knows of a batch before the step's first forward."""
+
+    draws: dict[str, Tensor]  #: what it drew, e.g. masks: a second forward of the batch must see the same
+    #: what counts, e.g. target tokens, as a scalar: of this batch where an objective returns it; of the whole step
+    #: where it gets it back, divided by the number of ranks, so that the mean over ranks of sum / count is global
+    count: Tensor | None
+
+
+class Share(NamedTuple):
+    """What was prepared for one batch of a step."""
+
+    prepared: dict[str, Prepared]  #: by objective
+    part: float  #: 1 / batches of the step
+
+
 class Objective(nn.Module):
     """Base of every objective."""
 
     needs: ClassVar[tuple[str, ...]] = ()
+    whole: ClassVar[bool] = False  #: cannot be trained in micro-batches
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
 
-    def forward(self, encodings: Encodings) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return this rank's loss (its mean over ranks is the global loss) and scalars to log."""
+    def prepare(self, batch: Batch, step: int) -> Prepared:
+        """Return draws (a function of batch.draw_B and the step) and the count for one batch; rows count by default."""
+        return Prepared({}, torch.tensor(float(len(batch))))
+
+    def forward(self, encodings: Encodings, prepared: Prepared) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the sum over what counts in this batch, divided by `prepared.count`, and scalars to log."""
+        raise NotImplementedError
+
+
+class Contrast(Objective):
+    """Base of objectives that compare the rows of a step, of all ranks."""
+
+    def prepare(self, batch: Batch, step: int) -> Prepared:
+        """Return nothing: every rank holds equally many rows."""
+        return Prepared({}, None)
+
+    def features(self, encodings: Encodings) -> dict[str, Tensor]:
+        """Return features [rows, ...] by name, and what else of the rows is compared (integers).
+
+        A name that two objectives use must mean the same tensor.
+        """
+        raise NotImplementedError
+
+    def loss_from_features(self, model: VLM, features: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return this rank's loss (its mean over ranks is the global loss) and scalars to log.
+
+        Args:
+            model: for the parameters that are its own (temperature, bias); its towers must not be called.
+            features: of all rows of this rank.
+        """
         raise NotImplementedError
 
 
@@ -45,31 +95,101 @@ class Mixture(nn.Module):
         super().__init__()
         self.model = model
         self.objectives = nn.ModuleDict(objectives)
+        self._contrasts = {name: o for name, o in objectives.items() if isinstance(o, Contrast)}
+        self._sums = {name: o for name, o in objectives.items() if name not in self._contrasts}
 
     def depths(self) -> dict[str, Depth]:
         """Return where each parameter of the model's towers lies, by name."""
         return {f"model.{name}": found for name, found in self.model.depths().items()}
 
-    def forward(self, batches: list[Batch], *, want: str | None = None) -> Any:
-        """Return (loss, logs) of a step's batches, or, with `want`, that feature of the first batch.
+    def whole(self) -> list[str]:
+        """Return the objectives that cannot be trained in micro-batches."""
+        return [f"objectives.{name}" for name, objective in self.objectives.items() if objective.whole]
+
+    def contrasts(self) -> bool:
+        """Return whether some objective compares rows."""
+        return bool(self._contrasts)
+
+    def head(self) -> list[nn.Parameter]:
+        """Return the trained parameters that `contrast` may read: the model's own, not its towers', and objectives'."""
+        of = [*self.model.parameters(recurse=False), *(p for o in self._contrasts.values() for p in o.parameters())]
+        return [p for p in of if p.requires_grad]
+
+    def prepare(self, batches: list[Batch], step: int) -> list[Share]:
+        """Return what was drawn for each batch of step `step` and what the step counts; one all-reduce at most."""
+        drawn = [{name: o.prepare(batch, step) for name, o in self._sums.items()} for batch in batches]
+        if self._sums:
+            local = [torch.stack([one[name].count for one in drawn]).sum() for name in self._sums]
+            device = next(iter(batches[0].tensors().values())).device
+            totals = dict(zip(self._sums, dist.mean(torch.stack(local).to(device))))
+            drawn = [{name: found._replace(count=totals[name]) for name, found in one.items()} for one in drawn]
+        return [Share(one, 1 / len(batches)) for one in drawn]
+
+    def contrast(self, features: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return weighted loss and scalars of the objectives that compare rows."""
+        loss = torch.zeros((), device=next(iter(features.values())).device)
+        logs = {}
+        for name, objective in self._contrasts.items():
+            part, scalars = objective.loss_from_features(self.model, features)
+            loss = loss + objective.config.weight * part
+            logs |= {name: part.detach(), **{f"{name}/{key}": value.detach() for key, value in scalars.items()}}
+        return loss, logs
+
+    def forward(
+        self,
+        batches: list[Batch],
+        *,
+        prepared: list[Share] | None = None,
+        want: str | None = None,
+        pull: tuple[dict[str, Tensor], list[Tensor | None]] | None = None,
+    ) -> Any:
+        """Return (loss, logs) of a step's batches, all rows compared with each other; or what `want` or `pull` ask for.
 
         Args:
-            batches: the micro-batches of the step on this rank.
-            want: "image" or "text": unit-norm features [rows, E] for evals, instead of a loss.
+            batches: what this rank has of the step, or one micro-batch of it.
+            prepared: what `prepare` returned for these batches; None: they are a step of their own.
+            want: "image" or "text": unit-norm features [rows, E] of the first batch, for evals; "features": what
+                `contrast` takes.
+            pull: gradients of `contrast` for these features and for `head`. The loss is then that of the other
+                objectives, plus a term of value zero that has these gradients.
         """
-        if want:
+        if want in ("image", "text"):
             return getattr(self.model(batches[0]), want)
-        loss: Tensor | None = None
-        logs: dict[str, Tensor] = {}
-        for batch in batches:
-            encodings = self.model(batch)
-            for name, objective in self.objectives.items():
-                part, scalars = objective(encodings)
-                loss = objective.config.weight * part + (0 if loss is None else loss)
-                logs[name] = logs.get(name, 0) + part.detach() / len(batches)
-                logs |= {f"{name}/{key}": value.detach() for key, value in scalars.items()}
-        assert loss is not None, "a step needs at least one batch and one objective"
-        return loss / len(batches), logs
+        assert self.objectives, "a step needs an objective"
+        encodings = [self.model(batch) for batch in batches]
+        if want == "features":
+            return self._features(encodings)
+        shares = self.prepare(batches, 0) if prepared is None else prepared
+        if pull is not None:
+            loss, logs = _tied(self._features(encodings), pull[0], 1.0), {}
+            loss = loss + _tied(dict(enumerate(self.head())), dict(enumerate(pull[1])), shares[0].part)
+        else:
+            loss, logs = self.contrast(self._features(encodings)) if self._contrasts else (torch.zeros(()), {})
+        for one, share in zip(encodings, shares, strict=True):
+            for name, objective in self._sums.items():
+                part, scalars = objective(one, share.prepared[name])
+                loss = loss.to(part) + objective.config.weight * part
+                logs[name] = logs.get(name, 0) + part.detach()
+                for key, value in scalars.items():
+                    logs[f"{name}/{key}"] = logs.get(f"{name}/{key}", 0) + share.part * value.detach()
+        return loss, logs
+
+    def _features(self, encodings: list[Encodings]) -> dict[str, Tensor]:
+        found: dict[str, list[Tensor]] = {}
+        for one in encodings:
+            mine: dict[str, Tensor] = {}
+            for objective in self._contrasts.values():
+                mine |= objective.features(one)
+            for name, value in mine.items():
+                found.setdefault(name, []).append(value)
+        return {name: values[0] if len(values) == 1 else torch.cat(values) for name, values in found.items()}
+
+
+def _tied(values: Mapping[Any, Tensor], grads: Mapping[Any, Tensor | None], part: float) -> Tensor:
+    """Return zero, with `part` of the given gradients for the values that have one."""
+    terms = [(values[name] * grad).sum() for name, grad in grads.items() if grad is not None]
+    total = part * torch.stack(terms).sum() if terms else torch.zeros(())
+    return total - total.detach()
 
 
 def build(sections: Mapping[str, Config], model: VLM) -> Mixture:

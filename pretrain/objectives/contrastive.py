@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from pretrain.losses.contrastive import contrastive
-from pretrain.models.vlm import Encodings
+from pretrain.models.vlm import VLM, Encodings
 from pretrain.objectives import base
 
 
@@ -13,14 +13,19 @@ class Config(base.Config):
     equal_captions: bool = True  #: rows with the same caption are positives of each other, not false negatives
 
 
-class Objective(base.Objective):
+class Objective(base.Contrast):
     """Symmetric softmax loss over the rows of all ranks."""
 
     needs = ("image", "text")
     config: Config
 
-    def forward(self, encodings: Encodings) -> tuple[Tensor, dict[str, Tensor]]:
+    def features(self, encodings: Encodings) -> dict[str, Tensor]:
+        """Return both sides and, where the batch has them, hashes of captions."""
+        found = {"image": encodings.image, "text": encodings.text}
+        return found if encodings.batch.caption_B is None else {**found, "caption": encodings.batch.caption_B}
+
+    def loss_from_features(self, model: VLM, features: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and the temperature."""
-        same_B = encodings.batch.caption_B if self.config.equal_captions else None
-        loss = contrastive(encodings.image, encodings.text, scale=encodings.scale, same_B=same_B)
-        return loss, {"scale": base.scalar(encodings.scale)}
+        same_B = features.get("caption") if self.config.equal_captions else None
+        loss = contrastive(features["image"], features["text"], scale=model.scale, same_B=same_B)
+        return loss, {"scale": base.scalar(model.scale)}

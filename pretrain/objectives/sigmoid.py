@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from pretrain.losses.sigmoid import sigmoid
-from pretrain.models.vlm import Encodings
+from pretrain.models.vlm import VLM, Encodings
 from pretrain.objectives import base
 
 
@@ -14,15 +14,20 @@ class Config(base.Config):
     equal_captions: bool = True  #: rows with the same caption match each other
 
 
-class Objective(base.Objective):
+class Objective(base.Contrast):
     """Pairwise sigmoid loss over the rows of all ranks."""
 
     needs = ("image", "text")
     config: Config
 
-    def forward(self, encodings: Encodings) -> tuple[Tensor, dict[str, Tensor]]:
+    def features(self, encodings: Encodings) -> dict[str, Tensor]:
+        """Return both sides and, where the batch has them, hashes of captions."""
+        found = {"image": encodings.image, "text": encodings.text}
+        return found if encodings.batch.caption_B is None else {**found, "caption": encodings.batch.caption_B}
+
+    def loss_from_features(self, model: VLM, features: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss, the temperature and the bias."""
-        bias = torch.zeros_like(encodings.scale) if encodings.bias is None else encodings.bias.float()
-        same_B = encodings.batch.caption_B if self.config.equal_captions else None
-        loss = sigmoid(encodings.image, encodings.text, scale=encodings.scale, bias=bias, same_B=same_B)
-        return loss, {"scale": base.scalar(encodings.scale), "bias": base.scalar(bias)}
+        bias = torch.zeros_like(model.scale) if model.logit_bias is None else model.logit_bias.float()
+        same_B = features.get("caption") if self.config.equal_captions else None
+        loss = sigmoid(features["image"], features["text"], scale=model.scale, bias=bias, same_B=same_B)
+        return loss, {"scale": base.scalar(model.scale), "bias": base.scalar(bias)}

@@ -9,8 +9,8 @@ P = bytes of trained fp32 parameters, W = ranks. Parameters, gradients and momen
 | 1, 2  | P + (master + moments) / W            | gradients P + a bucket       | gradients P / W, twice         |
 | 3     | (P + master + moments + gradients) / W + a bucket | gathered weights P + gradients P | gradients P / W    |
 
-torch's AdamW adds two temporaries of the largest tensor that it steps (a group's partition at stages 1 to 3) where
-it is not the fused one of GPUs. A save copies weights and moments to host memory, each rank its own part.
+AdamW is torch's fused one, which adds nothing; SGD adds a temporary of the largest tensor that it steps (a whole
+group's partition at stages 1 to 3). A save copies weights and moments to host memory, each rank its own part.
 """
 
 from dataclasses import dataclass
@@ -66,7 +66,8 @@ def forecast(recipe: Recipe, step: Step, *, world: int, loss: int, cpu: bool) ->
     steady = weights + master + moments + average - away + step.buffers + step.batch * 2
     if stage == 3:
         steady += part + bucket
-    temporary = 0 if not cpu else 2 * (FLOAT * step.group // world if stage else FLOAT * step.largest)
+    plain = cpu and recipe.optim.optimizer == "sgd"
+    temporary = (FLOAT * step.group // world if stage else FLOAT * step.largest) if plain else 0
     gathered = whole + frozen if stage == 3 else 0
     backward = steady + gathered + loss + step.peak + (bucket if stage in (1, 2) else 0)
     if not stage:

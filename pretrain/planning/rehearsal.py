@@ -27,7 +27,6 @@ from pretrain.batch import Batch
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.engine import optim
 from pretrain.engine.precision import Autocast
-from pretrain.losses.contrastive import TILE
 from pretrain.models.vlm import VLM
 from pretrain.objectives import base as objectives
 
@@ -188,8 +187,7 @@ def flop_counter() -> FlopCounterMode:
 def gathered(step: Step, *, world: int, width: int) -> int:
     """Return the bytes that the loss holds more on `world` ranks than on one, for features of `width` numbers.
 
-    Both features of all rows and their gradients are gathered; a tile of logits spans all rows and is held up to three
-    times (logits, positives, probabilities).
+    The texts of all rows are gathered and get a gradient; of every row's column the logsumexp is put together. A tile
+    of logits is as large as ever.
     """
-    more = (world - 1) * step.rows
-    return more * (4 * 4 * width + 9 * min(TILE, step.rows))
+    return (world - 1) * step.rows * 4 * (2 * width + 4)

@@ -23,7 +23,7 @@ p{margin:0 0 12px;color:var(--soft)}
 .card h3{font-size:14px;margin:0 0 6px;font-weight:600;overflow-wrap:anywhere}svg{display:block;width:100%;height:auto}
 svg text{fill:var(--soft);font-size:11px}svg .axis{stroke:var(--line)}table{border-collapse:collapse;font-size:13px}
 td,th{text-align:left;padding:3px 14px 3px 0;border-bottom:1px solid var(--line);vertical-align:top;
-overflow-wrap:anywhere}
+ overflow-wrap:anywhere}
 pre{font-size:12px;overflow-x:auto;margin:0}.row{display:flex;gap:8px;flex-wrap:wrap}figure{margin:0;width:110px}
 figure img{width:110px;height:110px;object-fit:contain;background:#fff;border:2px solid var(--line);border-radius:6px}
 figure.right img,li.right{border-color:#3d8f5f}

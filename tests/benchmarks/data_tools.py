@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_tools import _phash, _scan, _tar
+from data_tools import _phash, _tar
 from pretrain.data import format as shards
+from pretrain.data import headers
 from tests.benchmarks import photographs
 
 SIZES = ((256, 256), (341, 256), (256, 384), (500, 375), (640, 480))
@@ -68,7 +69,7 @@ def rates_of_hashes(source: Path) -> None:
 
     path = sorted(source.glob("*.tar"))[0]
     with _tar.opened(path) as tar:
-        entries = [entry for entry in _scan.entries_of(path) if tar.picture(entry)[1:3] == (256, 256)][:100]
+        entries = [entry for entry in headers.entries_of(path) if tar.picture(entry)[1:3] == (256, 256)][:100]
         files = [tar.image(entry) for entry in entries]
     for name, work in (
         ("data_tools._phash", _phash.look),

@@ -223,3 +223,21 @@ def test_names_and_captions_that_are_no_utf8(tmp_path: Path, capsys: pytest.Capt
         assert main([command, str(tmp_path), "--out", str(tmp_path / command), "--report-only", *words]) == 0
     assert main(["reshard", str(tmp_path), "--out", str(tmp_path / "out"), "--shuffle", "1"]) == 0
     assert main(["stats", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
+
+
+def test_checksums_are_kept_true(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = sets.pairs(tmp_path / "in", number=2)
+    out = tmp_path / "out"
+    assert main(["reshard", str(folder), "--out", str(out), "--shard-size", "8"]) == 0
+    listed = shards.listed_in(out)
+    assert all(row[2] == shards.sha256_of(out / name) for name, row in listed.items()) and len(listed) == 2
+    path = out / "train-00000.tar"
+    data = bytearray(path.read_bytes())
+    data[data.index(b"picture number")] ^= 32  # of another case: as long as before, and a good sample
+    path.write_bytes(data)
+    assert main(["validate", str(out)]) == 0
+    assert main(["validate", str(out), "--decode"]) == 1
+    assert "SHA-256 is not the one in dataset.json" in capsys.readouterr().out
+    assert main(["index", str(path)]) == 0
+    assert main(["validate", str(out), "--decode"]) == 0
+    assert shards.listed_in(out)["train-00001.tar"] == listed["train-00001.tar"]

@@ -76,6 +76,15 @@ def test_one_bad_sample_in_a_thousand(ranks, config, tmp_path):
     assert not (config.parent / "runs" / "clean" / "quarantine.jsonl").exists()
 
 
+def test_a_batch_that_is_left_out_makes_room_for_the_next(ranks, config):
+    told = []
+    for words in (("run.name=all", "train.steps=5"), ("run.name=less", "faults.leave_out=[1,3]", "train.steps=3")):
+        told.append(ranks.run(1, pretrain_and_tell, config, "data.workers=1", "evals={}", *words)[0])
+    assert told[1] == [told[0][0], told[0][2], told[0][4]]
+    with pytest.raises(RankError, match=r"faults.leave_out: batches of data.order=stream have no numbers"):
+        ranks.run(1, pretrain_and_tell, config, "run.name=stream", "data.order=stream", "faults.leave_out=[1]")
+
+
 def test_a_blend_goes_on_where_it_stopped(ranks, config, tmp_path):
     one, two = shards(tmp_path / "one", [9, 14]), shards(tmp_path / "two", [11])
 

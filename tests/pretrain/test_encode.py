@@ -17,6 +17,7 @@ from pretrain.config import ConfigError
 from pretrain.data import loader, synthetic
 from pretrain.data.feature_table import read_about
 from pretrain.data.format import ShardWriter
+from pretrain.data.remote import Access
 from tests import tiny
 from tests.ranks import a_port
 
@@ -141,6 +142,8 @@ def test_one_side_and_other_readers(ranks, model, shards, features, tmp_path):
     assert table.column_names == ["shard", "key", "image"]
     assert table["image"].equals(pq.read_table(features)["image"])
     assert len(run_and_read(ranks, model, shards, tmp_path / "s.parquet", "scores", reader=reader)) == 38
+    small = run_and_read(ranks, model, shards, tmp_path / "t.parquet", "scores", access=Access(max_pixels=32 * 32 - 1))
+    assert len(small) == 0, "data.max_pixels holds here, too"
 
 
 def train_a_little(file: str) -> int:
@@ -173,7 +176,7 @@ real = encode._shard
 def slow(*args):
     out = real(*args)
     print("done", flush=True)
-    if args[2].name == "part-1.tar":
+    if args[2].paths[0].name == "part-1.tar":
         time.sleep(60)
     return out
 encode._shard = slow
@@ -201,7 +204,7 @@ def run_the_rest(model: Path, shards: list[str], out: Path) -> None:
     real = encode._shard
     seen = []
     try:
-        encode._shard = lambda *args: seen.append(str(args[2])) or real(*args)
+        encode._shard = lambda *args: seen.append(str(args[2].paths[0])) or real(*args)
         run(model, shards, out, "features")
     finally:
         encode._shard = real
@@ -229,6 +232,8 @@ def test_other_weights_or_shards_are_not_mixed(ranks, model, shards, tmp_path):
         (["MODEL", "SHARD", "OUT", "--scores", "--batch-size", "0"], "--batch-size must be"),
         (["MODEL", "SHARD", "OUT", "--scores", "--reader", "captoin"], "Did you mean 'caption'"),
         (["MODEL", "SHARD", "OUT", "--scores", "--reader", "{caption: "], "not YAML"),
+        (["MODEL", "SHARD", "OUT", "--scores", "data.cache_bg=2"], "unknown key 'cache_bg'"),
+        (["MODEL", "pipe:cat a.tar", "OUT", "--scores"], "set data.allow_pipe=true"),
         (["nowhere", "SHARD", "OUT", "--scores"], "model nowhere: no such folder"),
         (["MODEL", "nowhere.tar", "OUT", "--scores"], "nowhere.tar"),
         (["MODEL", "SHARD", "nowhere/x.parquet", "--scores"], "there is no folder"),

@@ -298,3 +298,25 @@ def test_a_process_that_still_holds_workers_can_exit(shards):
     root = Path(__file__).resolve().parents[3]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, timeout=60, check=False)
     assert done.returncode == 0
+
+
+ORPHANS = """
+import os, sys, time
+sys.path.insert(0, {folder!r})
+import test_loader as t
+from pretrain.data import loader
+loader.LOOK_SECONDS = 0.1
+start = loader.start_worker
+loader.start_worker = lambda worker: (time.sleep(0.5), start(worker))
+endless = iter(t.make({shards!r}, t.train(["a cat"], 520), workers=2)._batches)
+print(*(worker.pid for worker in endless._workers), flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_workers_end_with_a_rank_that_is_killed_while_they_start(shards):
+    code = ORPHANS.format(folder=str(Path(__file__).parent), shards=shards)
+    root = Path(__file__).resolve().parents[3]
+    with subprocess.Popen([sys.executable, "-c", code], cwd=root, text=True, stdout=subprocess.PIPE) as run:
+        said, _ = run.communicate(timeout=60)  # ends when the last of them has closed it
+    assert run.returncode == -9 and len(said.split()) == 2

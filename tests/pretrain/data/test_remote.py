@@ -355,8 +355,9 @@ def test_memory_is_a_file_system_too(folder, tokenizer, expected, tmp_path):
         index.resolve("memory://set/none.tar", Access(cache_dir=str(tmp_path)))
 
 
-def test_shards_are_fetched_before_they_are_needed(folder, tmp_path):
-    """Four shards come while the first is read, and no more: a quarter of the cache."""
+@pytest.mark.parametrize("sharers", [1, 2])
+def test_shards_are_fetched_before_they_are_needed(folder, tmp_path, sharers):
+    """Four shards come while the first is read, and no more: a quarter of the cache, which workers share."""
     web = tmp_path / "web"
     synthetic.write(web, shards=12, samples=4, size=8)
     size = max(path.stat().st_size for path in web.glob("*.tar"))
@@ -369,19 +370,30 @@ def test_shards_are_fetched_before_they_are_needed(folder, tmp_path):
         def places(batch: int) -> list[Place]:
             return [Place(0, 0, batch, member) for member in range(4)] if batch < 12 else []
 
-        store.prefetch(0, places)
+        store.prefetch(0, places, sharers=sharers)
         for place in places(0):
             store.read(place)
         deadline = time.monotonic() + 10
-        while len(list((tmp_path / "c").rglob("*.tar"))) < 5 and time.monotonic() < deadline:
+        while len(list((tmp_path / "c").rglob("*.tar"))) < 1 + 4 // sharers and time.monotonic() < deadline:
             time.sleep(0.02)
         time.sleep(0.2)
         asked = {line.split()[1] for line in server.gets(".tar")}
-        assert asked == {f"/shapes-0000{n}.tar" for n in range(5)}
+        assert asked == {f"/shapes-0000{n}.tar" for n in range(1 + 4 // sharers)}
         for batch in range(1, 12):
-            store.prefetch(batch, places)
+            store.prefetch(batch, places, sharers=sharers)
             assert [store.read(place).key for place in places(batch)] == [f"{4 * batch + m:08d}" for m in range(4)]
         assert len(server.gets(".tar")) == 12
+
+
+def test_samples_that_are_asked_for_and_left_out_are_not_kept(server, tmp_path):
+    access = Access(cache_dir=str(tmp_path), range_reads=True)
+    catalog = index.resolve(f"{server.url}/{NAMES}", access)
+    store = Store(catalog, seed=0)
+    for batch in range(3):
+        asked = [Place(0, 0, batch, member) for member in range(3)]
+        store.prefetch(batch, lambda _, asked=asked: asked, sharers=1)
+        store.read(asked[0])
+        assert set(store._far.ranges._asked) == set(asked[1:])
 
 
 def test_a_fork_opens_connections_of_its_own(server, folder, tmp_path):

@@ -170,3 +170,19 @@ def test_mistakes_in_a_source(blend, tokenizer):
         make([], tokenizer, blend=[blend[0], {**blend[1], "reader": {"captoin": {}}}])
     with pytest.raises(ConfigError, match=r"source 3 of 3 has a share of 2.5e-05, less than one in 10,000; raise"):
         make([], tokenizer, blend=[{**s, "weight": w} for s, w in zip(blend, (1.0, 3.0, 1e-4))])
+
+
+@pytest.mark.parametrize("by", ["sample", "batch"])
+def test_a_source_with_boxes_goes_with_one_that_crops_and_flips(blend, tokenizer, by):
+    boxes = {"shards": blend[1]["shards"], "weight": 1, "reader": {"grounding": {}}}
+    moved = {"scale": (0.3, 0.6), "flip": 0.5}
+    with pytest.raises(ConfigError, match="give it an augment of its own"):
+        make([], tokenizer, blend=[blend[0], boxes], augment=moved)
+    loader = make([], tokenizer, blend=[blend[0], {**boxes, "augment": {}}], blend_by=by, augment=moved)
+    alone = make([], tokenizer, blend=[blend[0], {**boxes, "augment": {}}], blend_by=by, augment={})
+    differ = {0: [], 1: []}
+    for one, other in zip(take(loader, 4), take(alone, 4)):
+        assert one.keys == other.keys
+        for source, left, right in zip(one.source_B.tolist(), one.image_NCHW, other.image_NCHW):
+            differ[source].append(not torch.equal(left, right))
+    assert all(differ[0]) and differ[1] and not any(differ[1])

@@ -4,12 +4,14 @@ import gzip
 import io
 import os
 import tarfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pretrain.data import format, names, synthetic, tar_stream
+from pretrain.data import format, names, remote, synthetic, tar_stream
+from pretrain.data.format import ShardError
 from pretrain.data.remote import Access
 from pretrain.data.transports import base
 from tests.foreign_server import serve
@@ -25,10 +27,10 @@ def no_pause(monkeypatch):
     monkeypatch.setattr(tar_stream, "PAUSE", 0.01)
 
 
-def samples(url: str | Path) -> Iterator[tar_stream.Sample]:
+def samples(url: str | Path, **options: float) -> Iterator[tar_stream.Sample]:
     """Return the samples of what a config would name so."""
     [source] = names.expand(str(url), Access(allow_pipe=True))
-    return tar_stream.samples(source)
+    return tar_stream.samples(source, **options)
 
 
 def read(url: str | Path) -> tuple[list[str], tar_stream.Broken | None]:
@@ -157,7 +159,19 @@ def test_a_server_that_breaks_off_is_told(shard):
         server.no_length.add(shard.name)
         keys, broken = read(url)
         assert keys == ["00000000", "00000001"] and "cut off at byte" in str(broken) and broken.key == "00000002"
-        server.status = {"forbidden.tar": 403, "busy.tar": 503}
-        for name, asked in (("forbidden.tar", 1), ("none.tar", 1), ("busy.tar", 3)):
+        server.status = {"forbidden.tar": 403}
+        for name in ("forbidden.tar", "none.tar"):
             keys, broken = read(f"{server.url}/{name}")
-            assert server.asked[name] == asked and "the server answers" in str(broken)
+            assert server.asked[name] == 1 and "the server answers" in str(broken)
+
+
+def test_a_server_that_does_not_answer_is_waited_for(shard, monkeypatch):
+    monkeypatch.setattr(remote, "FIRST_PAUSE", 0.05)
+    with serve(shard.parent) as server:
+        server.status = {shard.name: 503}
+        threading.Timer(0.4, server.status.clear).start()
+        found = [sample.key for sample in samples(f"{server.url}/{shard.name}", retry_seconds=20)]
+        assert found == list(indexed(shard)) and server.asked[shard.name] > 2
+        server.status = {shard.name: 503}
+        with pytest.raises(ShardError, match=r"answers 503.* start the same command: it goes on"):
+            list(samples(f"{server.url}/{shard.name}", retry_seconds=0.2))

@@ -14,6 +14,7 @@ from pretrain.engine.checkpoint import CheckpointError, Checkpoints
 from pretrain.engine.run_folder import RunFolder, StaleRunError
 from tests.pretrain.engine.test_zero import engine, train
 
+AT_ONCE = checkpoint.Config(**{"async": False})
 PRINT = {"order": {"seed": 0}, "architecture": {"width": 7}}
 
 
@@ -37,6 +38,7 @@ def save_and_go_on(root: str, stage: int, *, precision: str = "fp32") -> list[fl
         saver.save(made, state(2))
         losses = train(made, 2, 5)
         saver.save(made, state(5))
+        saver.wait()
         return losses
     finally:
         made.close()
@@ -50,7 +52,7 @@ def resume(root: str, stage: int, first: int, out: str, *, precision: str = "fp3
         found = Checkpoints(folder, checkpoint.Config(resume=source)).restore(made, fingerprint=PRINT)
         assert found is not None and found["data"] == {"position": first}
         losses = train(made, first, 5)
-        Checkpoints(folder, checkpoint.Config()).save(made, state(5))
+        Checkpoints(folder, AT_ONCE).save(made, state(5))
         return losses
     finally:
         made.close()
@@ -103,11 +105,11 @@ def test_parts_are_spread_over_ranks(ranks, tmp_path):
         assert len(sizes) == 2 and min(sizes) > 0.35 * max(sizes), (stage, sizes)
 
 
-def saves(root: str, steps: list[int], keep: int) -> None:
+def saves(root: str, steps: list[int], keep: int, **more: int) -> None:
     made, folder = engine(1), claimed(root)
     try:
         for step in steps:
-            Checkpoints(folder, checkpoint.Config(keep_last=keep)).save(made, state(step))
+            Checkpoints(folder, checkpoint.Config(keep_last=keep, **{"async": False}, **more)).save(made, state(step))
     finally:
         made.close()
 
@@ -128,6 +130,12 @@ def test_keeps_the_last_and_names_the_newest(ranks, tmp_path):
     assert (folder / "latest").read_text() == "step-00000004\n"
     facts = json.loads((folder / "step-00000004/COMPLETE").read_text())["files"]
     assert set(facts) == {"state.json", "part-00000-of-00001.safetensors"}
+
+
+def test_keeps_every_so_many_steps_as_well(ranks, tmp_path):
+    ranks.run(1, saves, str(tmp_path), [2, 3, 4, 5, 6, 7], 2, keep_every=3)
+    kept = [int(p.name[5:]) for p in checkpoint.complete(tmp_path / "checkpoints")]
+    assert kept == [7, 6, 3]
 
 
 @pytest.mark.parametrize("damage", ["flipped byte", "cut off", "missing part", "no COMPLETE", "hidden leftover"])
@@ -177,7 +185,7 @@ def stale(root: str) -> str:
     try:
         claimed(root)  # a newer start
         with pytest.raises(StaleRunError, match="newer start"):
-            Checkpoints(old, checkpoint.Config()).save(made, state(3))
+            Checkpoints(old, AT_ONCE).save(made, state(3))
         return "refused"
     finally:
         made.close()
@@ -191,10 +199,12 @@ def test_a_stale_process_refuses_to_write(ranks, tmp_path):
 def fill_disk(root: str) -> str:
     """Save until the small disk is full; training must be able to go on on all ranks."""
     made, folder = engine(1), claimed(root)
+    saver = Checkpoints(folder, checkpoint.Config(keep_last=500))
     try:
         for step in range(1, 500):
             try:
-                Checkpoints(folder, checkpoint.Config(keep_last=500)).save(made, state(step))
+                saver.save(made, state(step))
+                train(made, 0, 1)
             except CheckpointError as error:
                 train(made, 0, 1)  # nobody is stuck in a collective
                 return str(error)

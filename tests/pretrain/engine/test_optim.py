@@ -51,6 +51,27 @@ def test_gains_biases_and_scalars_do_not_decay_and_frozen_ones_are_left_out():
     assert held == {id(p) for p in module.parameters() if p.requires_grad}
 
 
+def test_adamw_in_one_pass_equals_adamw_in_many():
+    config = optim.Config(lr=1e-2, weight_decay=0.2)
+    weights = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        module = Tiny()
+        found = optim.build(module, config, device=torch.device("cpu"))
+        assert found.defaults["fused"] is True
+        if not fused:
+            found = torch.optim.AdamW(
+                optim.groups(module, config), lr=config.lr, betas=config.betas, eps=config.eps, foreach=False
+            )
+        for step in range(5):
+            for p in module.parameters():
+                p.grad = torch.full_like(p, 0.5).mul_(p.detach()).add_(step - 2)
+            found.step()
+        weights.append([p.detach() for p in module.parameters()])
+    for one, many in zip(*weights, strict=True):
+        torch.testing.assert_close(one, many, rtol=1e-6, atol=1e-7)
+
+
 def test_nothing_to_train_is_refused():
     with pytest.raises(ConfigError, match="unfreeze"):
         optim.build(Tiny().requires_grad_(False), optim.Config(), device=torch.device("cpu"))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import psutil
 import pytest
@@ -16,6 +17,7 @@ import torch
 from pretrain.config import ConfigError, build
 from pretrain.engine import checkpoint, trainer
 from pretrain.engine.preemption import EXIT_REQUEUE
+from tests import trouble
 from tests.pretrain.engine import tiny_run
 from tests.ranks import a_port
 
@@ -95,6 +97,70 @@ def test_a_run_longer_than_asked_is_left_as_it_is(ranks, tmp_path):
     assert (tmp_path / "checkpoints/latest").read_text() == "step-00000004\n"
 
 
+def held_save(folder: str) -> tuple:
+    """The disk takes no byte of the first save before step 7 has come, which it could not if training waited."""
+    from tests.pretrain.engine import tiny_module
+
+    batch = tiny_module.batch
+    release = Path(folder).with_name("release")
+
+    def made(step: int, *args: int) -> object:
+        if step == 6:
+            assert not checkpoint.complete(Path(folder) / "checkpoints")
+            release.touch()
+        return batch(step, *args)
+
+    with mock.patch.object(tiny_module, "batch", made), trouble.held_disk(release):
+        return tiny_run.run(folder, "checkpoint.every_steps=4")
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(ranks, tmp_path, whole):
+    held = tmp_path / "held"
+    ranks.run(2, held_save, str(held))
+    assert [checkpoint.step_of(path) for path in checkpoint.complete(held / "checkpoints")] == [8, 4]
+    assert "step-00000004: complete after" in (held / "log.txt").read_text()
+    a, b = final(held), final(whole)
+    assert all(torch.equal(a[name], b[name]) for name in b)
+
+
+def full_saves(folder: str) -> tuple:
+    """Writes of checkpoints find no space; the rest of the run folder still takes some bytes."""
+    with trouble.full_disk():
+        return tiny_run.run(folder, "train.steps=12")
+
+
+def test_a_disk_that_is_full_is_said_and_the_older_checkpoint_loads(ranks, tmp_path):
+    ranks.run(2, tiny_run.run, str(tmp_path), "train.steps=5")
+    with pytest.raises(
+        AssertionError, match=r"CheckpointError: checkpoint .*step-\d+ was not written: rank 0: .*No space"
+    ):
+        ranks.run(2, full_saves, str(tmp_path))
+    assert (tmp_path / "checkpoints/latest").read_text() == "step-00000005\n"
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+    assert final(tmp_path, 5)
+    assert ranks.run(2, tiny_run.run, str(tmp_path), "train.steps=8")[0][0] == 0
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_process_that_wakes_up_after_a_newer_start_writes_nothing(ranks, tmp_path):
+    folder = tmp_path / "run"
+    process = start(folder, launcher=False)
+    try:
+        wait_for_steps(folder, process, 5)
+        process.send_signal(signal.SIGSTOP)
+        assert ranks.run(1, tiny_run.run, str(folder), "train.steps=400")[0][0] == 0
+        before = tree(folder)
+        process.send_signal(signal.SIGCONT)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1 and "a newer start of this run has taken over the folder" in output, output
+    assert tree(folder) == before
+
+
 def test_a_save_by_the_clock(ranks, tmp_path):
     words = ["checkpoint.every_steps=null", "checkpoint.every_minutes=0.001", "pause=0.05", "checkpoint.keep_last=9"]
     ranks.run(2, tiny_run.run, str(tmp_path), *words)
@@ -128,8 +194,8 @@ def test_a_changed_learning_rate_is_told(ranks, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_all_ranks(ranks, tmp_path):
     with pytest.raises(AssertionError) as error:
-        ranks.run(2, tiny_run.run, str(tmp_path), "nan_at=4")
-    sentence = "TrainingError: step 5: the loss is not finite on 1 of 2 ranks; lower optim.lr"
+        ranks.run(2, tiny_run.run, str(tmp_path), "nan_at=[4]", "faults.limit=0")
+    sentence = "TrainingError: step 5: the loss is not finite on 1 of 2 ranks; 1 batches would be left out, over faults"
     assert str(error.value).count(sentence) == 2
     assert (tmp_path / "checkpoints/latest").read_text() == "step-00000003\n"
 

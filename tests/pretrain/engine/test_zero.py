@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pretrain import dist
-from pretrain.engine import ema, optim, zero
+from pretrain.engine import deferred, ema, optim, zero
 from tests.pretrain.engine.tiny_module import Tiny, Towers, batch
 
 OPTIM = optim.Config(lr=0.02, weight_decay=0.1, grad_clip=1.0)
@@ -19,6 +19,7 @@ def engine(
     section: optim.Config = OPTIM,
     keys: dict | None = None,
     average: ema.Config | None = None,
+    record: deferred.Record | None = None,
     **kw,
 ) -> zero.Engine:
     """Return an engine over Tiny, or another module; `keys` are more of the zero section."""
@@ -30,6 +31,7 @@ def engine(
         rows=8 // dist.world(),
         device=torch.device("cpu"),
         average=average,
+        record=record,
     )
 
 

@@ -25,8 +25,8 @@ def a_run(folder: Path, *, evil: str = "") -> Path:
     (folder / "config.yaml").write_text(f"run: {{name: '{evil}'}}\n")
     (folder / "environment.json").write_text(json.dumps({"host": evil, "packages": {"torch": "2"}, "command": [evil]}))
     lines = [{"step": n, "samples": 8 * n, "loss": 3 / n, "lr": 0.1, "samples_per_s": 9.0, f"part{evil}": 1.0,
-              "data_wait": 0.1, "step_time": 0.2, "memory": 1.0, "mfu": 0.3, "time": 1.8e9}
-             for n in (1, 2, 3, 4)]  # fmt: skip
+              "data_wait": 0.1, "step_time": 0.2, "memory": 1.0, "mfu": 0.3,
+              "time": 1.8e9} for n in (1, 2, 3, 4)]  # fmt: skip
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 5, "lo')
     for step in (2, 4):
         scores.append(folder, step, {f"zero_shot/{evil}": Score(0.5, 0.4, 0.6, 10)})

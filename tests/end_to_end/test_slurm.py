@@ -1,0 +1,204 @@
+"""Pretraining on a real SLURM cluster: two nodes train as one machine does, and every failure of the table ends well.
+
+The table of slurm/README.md; each of its lines is an act here. Losses are compared over all steps: a step that was
+lost, done twice or done otherwise would show.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from tests.cluster.machine import until
+from tests.cluster.slurm import Cluster
+from tests.cluster.work import Work, send
+from tests.end_to_end.jobs import losses, pretrain
+from tests.end_to_end.test_pretrain import ROOT, close
+
+pytestmark = pytest.mark.slow
+
+STEPS, EVERY = 90, 5
+SETTINGS = (f"train.steps={STEPS}", f"checkpoint.every_steps={EVERY}", "evals={}", "data.workers=0")
+TWO_NODES = ("--nodes=2", "--ntasks-per-node=1")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.config_file(tmp_path_factory.mktemp("slurm"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(ranks, config: Path) -> dict[int, float]:
+    """Losses of two ranks that nothing happens to."""
+    ranks.run(2, pretrain, config, "run.name=uninterrupted", *SETTINGS)
+    return losses(config.parent / "runs" / "uninterrupted")
+
+
+@pytest.fixture(autouse=True)
+def quiet_cluster(cluster: Cluster) -> None:
+    """Begin with all nodes on, plugged in and idle, whatever the test before has left."""
+    cluster.cancel("--user=root")
+    cluster.all_idle()
+
+
+def submitted(cluster: Cluster, config: Path, name: str, *options: str) -> Work:
+    run = config.parent / "runs" / name
+    return Work(cluster, run, *options, "slurm/pretrain.sbatch", config, f"run.name={name}", *SETTINGS)
+
+
+def icons() -> tuple[str, ...]:
+    """Return overrides of the demo config for a few steps."""
+    return "train.steps=8", "optim.warmup=2", "monitor.log_every=1", "evals={}", "monitor.tensorboard=false"
+
+
+def test_two_nodes_train_as_one_machine_does(cluster, ranks, config, tmp_path, capsys) -> None:
+    """Show: 2 nodes x 2 ranks over the network to the losses of 4 ranks on one machine."""
+    demo = (ROOT / "data" / "iconcaps" / "dataset.json").exists()
+    with capsys.disabled():
+        print(f"\nslurm: {'the demo config on IconCaps' if demo else 'no data/iconcaps here, a tiny config'}")
+    chosen = ROOT / "pretrain" / "configs" / "clip_iconcaps.yaml" if demo else config
+    words = (f"run.dir={tmp_path}", *icons())
+    work = Work(
+        cluster, tmp_path / "nodes", "--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2",
+        "slurm/pretrain.sbatch", chosen, "run.name=nodes", *words,
+    )  # fmt: skip
+    ranks.run(4, pretrain, chosen, "run.name=machine", *words)
+    work.ended("COMPLETED")
+    close(losses(tmp_path / "nodes"), losses(tmp_path / "machine"), 1e-4)
+
+
+def test_whatever_stops_the_ranks_they_go_on(cluster, config, uninterrupted) -> None:
+    """A killed rank, `scontrol requeue`, preemption, and a slurmctld that is dead when the job wants to be queued."""
+    work = submitted(cluster, config, "stopped", *TWO_NODES)
+    floor = [work.at(12)]
+    send(work.ranks(work.nodes[1]), signal.SIGKILL)
+    work.said(r"crashed \(exit code 137\)")
+    floor += [work.at(30)]
+    cluster.login.run("scontrol", "requeue", str(work.number))
+    work.restarted(1)
+    floor += [work.at(45)]
+    urgent = cluster.submit(
+        "--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=true", env=dict(os.environ)
+    )
+    assert cluster.ended(urgent)["JobState"] == "COMPLETED"
+    work.restarted(2)
+    floor += [work.at(60)]
+    cluster.kill_controller()
+    send([work.supervisor(work_node := batch_host(cluster, work))], signal.SIGUSR1)
+    work.said("trying for 10 minutes")
+    assert not work.ranks(work_node)
+    cluster.start_controller()
+    work.restarted(3)
+    work.ended("COMPLETED")
+    assert len(work.resumed()) == 4
+    assert all(went_on >= saved for went_on, saved in zip(work.resumed(), floor)), (work.resumed(), floor)
+    assert losses(work.run) == uninterrupted
+
+
+def batch_host(cluster: Cluster, work: Work) -> str:
+    """Return the node of the launcher, without asking slurmctld."""
+    for name, node in cluster.nodes.items():
+        for pid in node.processes():
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if b"launcher" in words and b"--program" in words:
+                return name
+    raise AssertionError(f"no launcher anywhere\n{work.log()[-3000:]}")
+
+
+def test_whatever_happens_to_its_nodes_the_job_goes_on(cluster, config, uninterrupted) -> None:
+    """A killed slurmd, a power cut of a node and of the batch script's, and a cable pulled out and put back."""
+    work = submitted(cluster, config, "nodes", *TWO_NODES)
+    work.at(6)
+    second = work.nodes[1]
+    cluster.kill_slurmd(second)
+    floor = [work.at(15)]
+    cluster.start_slurmd(second)
+    assert cluster.job(work.number)["Restarts"] == "0"
+    for times, (step, which) in enumerate(((20, 1), (40, 0)), 1):
+        floor[times - 1 :] = [work.at(step)]
+        lost = work.nodes[which]
+        cluster.nodes[lost].power_cut()
+        work.restarted(times)
+        assert lost not in work.nodes
+        cluster.power_on(lost)
+    floor += [work.at(60)]
+    lost = work.nodes[0]
+    stale = work.ranks(lost)
+    cluster.nodes[lost].unplug()
+    work.restarted(3)
+    work.said("(?s)(resumed from.*){3}")
+    cluster.nodes[lost].plug()
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in stale), 60, "ranks on the node that came back")
+    work.ended("COMPLETED")
+    assert all(went_on >= saved for went_on, saved in zip(work.resumed(), floor)), (work.resumed(), floor)
+    assert losses(work.run) == uninterrupted
+
+
+def test_a_node_that_was_away_writes_nothing_when_it_comes_back(cluster, config, uninterrupted) -> None:
+    """The time limit; then a node that is cut off and stands still wakes up when its job runs elsewhere."""
+    one_rank = ("--nodes=1", "--ntasks-per-node=1", "--time=30", "--signal=B:USR1@60")
+    work = submitted(cluster, config, "fenced", *one_rank)
+    saved = work.at(7)
+    frozen = work.ranks(work.nodes[0])
+    send(frozen, signal.SIGSTOP)  # or a fast machine would be done before the limit
+    limit(cluster, work, minutes_of(cluster, work) + 1)
+    work.said("USR1: passed on")
+    send(frozen, signal.SIGCONT)
+    until(lambda: cluster.state(work.number) == "PENDING", 60, work.log)
+    limit(cluster, work, 30)  # or it would come to the next start while that is being imported
+    work.restarted(1)
+    assert work.at(work.step() + 5) >= saved
+    away = work.nodes[0]
+    stale = [*work.ranks(away), work.supervisor(away)]
+    send(stale, signal.SIGSTOP)
+    cluster.nodes[away].unplug()
+    work.restarted(2)
+    work.said("(?s)(resumed from.*){2}")
+    send(stale[:-1], signal.SIGCONT)
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in stale[:-1]), 60, "the old ranks go on")
+    work.said("a newer start of this run has taken over")
+    send(stale[-1:], signal.SIGCONT)
+    work.said("another start of this run has taken over")
+    cluster.nodes[away].plug()
+    work.ended("COMPLETED")
+    close(losses(work.run), uninterrupted, 1e-4)
+
+
+def minutes_of(cluster: Cluster, work: Work) -> int:
+    """Return for how many minutes a job has run, and 15 s."""
+    hours, minutes, seconds = cluster.job(work.number)["RunTime"].split(":")
+    return 60 * int(hours) + (60 * int(minutes) + int(seconds) + 15) // 60
+
+
+def limit(cluster: Cluster, work: Work, minutes: int) -> None:
+    """Change a job's time limit."""
+    cluster.login.run("scontrol", "update", f"JobId={work.number}", f"TimeLimit={minutes}")
+
+
+def test_a_cancelled_job_stays_so(cluster, config) -> None:
+    work = submitted(cluster, config, "cancelled", "--nodes=1", "--ntasks-per-node=1")
+    work.at(6)
+    node = work.nodes[0]
+    cluster.cancel(str(work.number))
+    work.ended("CANCELLED")
+    until(lambda: not cluster.ranks(node, work.number), 30, "its ranks go on")
+    cluster.all_idle()
+    found = cluster.job(work.number)
+    assert (found["JobState"], found["Restarts"]) == ("CANCELLED", "0")
+
+
+def test_a_mistake_ends_the_job_with_its_sentence(cluster, config, tmp_path) -> None:
+    """Also where the ranks' Python is in a container: here a script that says so."""
+    inside = tmp_path / "in_container"
+    inside.write_text(f'#!/bin/sh\necho inside; exec {sys.executable} "$@"\n')
+    inside.chmod(0o755)
+    words = ("--nodes=2", "--ntasks-per-node=1", "slurm/pretrain.sbatch", config, "run.name=mistake", "optim.rate=1")
+    run = config.parent / "runs" / "mistake"
+    work = Work(cluster, run, *words, PYTHON=str(inside), HOST_PYTHON=sys.executable)
+    work.ended("FAILED")
+    assert "unknown key 'optim.rate'" in work.log()
+    assert work.log().count("inside") == 2  # ranks
+    assert cluster.job(work.number)["ExitCode"] == "2:0"
