@@ -259,3 +259,30 @@ def test_too_many_bad_samples_stop_all_ranks(ranks, config: Path) -> None:
     assert str(error.value).count("samples are unusable, over data.max_bad_fraction=0.01") == 2
     with pytest.raises(RankError, match="no usable sample"):
         ranks.run(1, pretrain, config, f"data.shards={spoiled(config.parent, 40)}", "run.name=rotten2", "evals={}")
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return what a process has computed so far: a test's neighbours do not lengthen it."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_first_line_comes_soon_and_the_plan_and_report_are_left(config: Path, tmp_path: Path) -> None:
+    """Ten seconds of CPU from a process that is up to its first step; pictures in the report, a plan beside it."""
+    words = (f"run.dir={tmp_path}", "run.name=seen", "train.steps=4", "evals.retrieval.every_steps=2")
+    process = launch(config, *words, "profile.start=2", launcher=(sys.executable,))
+    assert process.stdout is not None
+    heard: dict[str, float] = {}
+    for line in process.stdout:
+        for word in ("1 rank is up", "tensors at most", "step 1/4", "image tower"):
+            if word in line:
+                heard.setdefault(word, cpu_seconds(process.pid))
+    assert process.wait() == 0 and len(heard) == 4
+    assert heard["step 1/4"] - heard["1 rank is up"] < 10, heard
+    run = tmp_path / "seen"
+    assert json.loads((run / "plan.json").read_text())["step"]["trained"] == 240_505
+    assert "mfu" in (run / "metrics.jsonl").read_text()
+    report = (run / "report.html").read_text()
+    assert report.count("data:image/webp;base64,") == 6 * 5 + 6 and "retrieval/image_to_text" in report
+    steps = [line["step"] for line in map(json.loads, (run / "evals.jsonl").read_text().splitlines())]
+    assert {2, 4} <= set(steps)
