@@ -1,8 +1,8 @@
-"""What a config will need, before anything is launched: memory a rank, steps, data, time. Builds no weights.
+"""What a config will need, before anything is launched: memory a rank, steps, data, time. Builds no weights, needs no GPU.
 
     python pretrain/plan.py CONFIG [section.key=value ...] [--gpus 8 --nodes 4 --gpu H100 --gpu-memory 80] [--json]
 
-A step is rehearsed on tensors without contents (planning/rehearsal.py); DeepSpeed's part is added (planning/memory.py).
+A step is rehearsed on tensors without contents (planning/rehearsal.py); DeepSpeed's share is added (planning/memory.py).
 """
 
 import argparse
@@ -21,14 +21,14 @@ from pretrain import command, config, dist
 from pretrain import recipe as recipes
 from pretrain.config import ConfigError
 from pretrain.engine import peak
-from pretrain.engine.monitor import clock
+from pretrain.engine.monitor import clock, resident
 from pretrain.planning import cautions, memory, outlook, rehearsal
 from pretrain.planning.memory import GIB
 from pretrain.recipe import Recipe
 
 EXAMPLE = """example:
-  python pretrain/plan.py pretrain/configs/clip_vit_b32.yaml --gpus 8 --gpu H100 --gpu-memory 80"""
-LIBRARIES = 0.55 * GIB  # a CPU rank before its first tensor (torch, DeepSpeed, timm), and what its allocator keeps
+  python pretrain/plan.py pretrain/configs/clip_vit_b32.yaml train.batch_size=4096 --gpus 8 --gpu H100 --gpu-memory 80"""
+LIBRARIES = 0.1 * GIB  # resident in a rank beside what this process has loaded: DeepSpeed, gloo, a warm allocator
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def resolve(recipe: Recipe, machines: Machines | None = None) -> Plan:
         length_read=read is not None,
         step=step,
         memory=needs,
-        resident=int(LIBRARIES + needs.peak) if here.cpu else None,
+        resident=int(resident() + LIBRARIES + needs.peak) if here.cpu else None,
         outlook=found,
         pairs_per_s=rate,
         estimated=not here.throughput,
@@ -130,10 +130,9 @@ def _memory(plan: Plan) -> list[str]:
     unit = GIB if needs.peak >= GIB else 2**20
     word = "GiB" if unit == GIB else "MiB"
     parts = {
-        "parameters": needs.parameters, "ZeRO masters": needs.master, "moments": needs.moments,
-        "average": needs.average, "gradients": needs.gradients, "buckets": needs.buckets,
-        "gathered weights": needs.gathered, "activations": needs.activations, "loss, gathering": needs.loss,
-        "batches": needs.data,
+        "parameters": needs.parameters, "ZeRO masters": needs.master, "moments": needs.moments, "average": needs.average,
+        "gradients": needs.gradients, "buckets": needs.buckets, "gathered weights": needs.gathered,
+        "activations": needs.activations, "loss, gathering": needs.loss, "batches": needs.data,
     }  # fmt: skip
     out = [
         f"memory of each of {where.world} ranks, {word} (ZeRO {plan.stage}, {plan.precision}, {plan.step.rows} rows)"
