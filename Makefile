@@ -59,8 +59,10 @@ $(BENCH)/.ready: | $(READY)
 bench: $(BENCH)/.ready  ## side by side with the peers; writes tests/benchmarks/results
 	$(PY) -m tests.benchmarks.data --peers $(BENCH)/bin/python
 
-soak: $(READY)  ## five minutes of fuzzing the data engine; writes tests/soak/results
+soak: $(READY)  ## fuzzing the data engine, killed data commands, 50 killed runs; writes tests/soak/results
 	$(PY) -m tests.soak.fuzz --minutes 5 --out tests/soak/results/fuzz.md
+	$(PY) -m tests.soak.chain --size 64 --out tests/soak/results/chain.md
+	$(PY) -m tests.soak.kills --kills 50 --out tests/soak/results/kills.md
 
 # -- make demo: real data -> pretrain -> evaluate -> export -> fine-tune; each step is skipped where its result exists --
 
