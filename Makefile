@@ -47,6 +47,7 @@ test-min:  ## the unit tests on the oldest versions that setup.py admits, in an 
 
 # The peers pin other versions: an environment of their own, which finds what both share (torch) in ours.
 BENCH := .venv-bench
+DATA := data/iconcaps
 PEERS := open_clip_torch==3.3.0 webdataset==0.2.86 pandas python-dateutil six
 
 $(BENCH)/.ready: | $(READY)
@@ -56,8 +57,11 @@ $(BENCH)/.ready: | $(READY)
 	$(PY) -c "import site; print(site.getsitepackages()[0])" > "$$(echo $(BENCH)/lib/python3*/site-packages)/zz_ours.pth"
 	touch $@
 
-bench: $(BENCH)/.ready  ## side by side with the peers; writes tests/benchmarks/results
+bench: $(BENCH)/.ready $(DATA)/dataset.json  ## side by side with the peers; writes tests/benchmarks/results
 	$(PY) -m tests.benchmarks.data --peers $(BENCH)/bin/python
+	$(PY) -m tests.benchmarks.train --peers $(BENCH)/bin/python
+	$(PY) -m tests.benchmarks.loss
+	$(PY) -m tests.benchmarks.checkpoint --out tests/benchmarks/results/checkpoint.md
 
 soak: $(READY)  ## fuzzing the data engine, killed data commands, 50 killed runs; writes tests/soak/results
 	$(PY) -m tests.soak.fuzz --minutes 5 --out tests/soak/results/fuzz.md
@@ -66,7 +70,6 @@ soak: $(READY)  ## fuzzing the data engine, killed data commands, 50 killed runs
 
 # -- make demo: real data -> pretrain -> evaluate -> export -> fine-tune; each step is skipped where its result exists --
 
-DATA := data/iconcaps
 RUN := runs/clip_iconcaps
 EXPORT := exports/clip_iconcaps
 
