@@ -98,11 +98,7 @@ def test_the_average_in_parts_is_the_average_of_the_whole(ranks, stage):
 def save_and_go_on(root: str, stage: int, *, average: bool) -> list[float]:
     made, folder = engine(stage, average=SECTION if average else None), claimed(root)
     try:
-<<<<<<< HEAD
         saver = Checkpoints(folder, AT_ONCE)
-=======
-        saver = Checkpoints(folder, build(checkpoint.Config, {"async": False}))
->>>>>>> large
         train(made, 0, 2)
         saver.save(made, state(2))
         train(made, 2, 5, evaluate=True)
@@ -118,11 +114,7 @@ def resume(root: str, stage: int, out: str, first: int = 2) -> None:
         source = build(checkpoint.Config, {"resume": f"{root}/checkpoints/step-{first:08d}"})
         Checkpoints(folder, source).restore(made, fingerprint=PRINT)
         train(made, first, 5)
-<<<<<<< HEAD
         Checkpoints(folder, AT_ONCE).save(made, state(5))
-=======
-        Checkpoints(folder, build(checkpoint.Config, {"async": False})).save(made, state(5))
->>>>>>> large
     finally:
         made.close()
 

@@ -48,11 +48,7 @@ def save(root: str, stage: int, offload: str) -> list[float]:
     made = engine(stage, keys={"offload": offload})
     try:
         train(made, 0, 2)
-<<<<<<< HEAD
         Checkpoints(claimed(root), AT_ONCE).save(made, state(2))
-=======
-        Checkpoints(claimed(root), build(checkpoint.Config, {"async": False})).save(made, state(2))
->>>>>>> large
         return train(made, 2, 5)
     finally:
         made.close()
@@ -61,7 +57,7 @@ def save(root: str, stage: int, offload: str) -> list[float]:
 def go_on(root: str, stage: int, offload: str) -> list[float]:
     made = engine(stage, keys={"offload": offload}, seed=1)
     try:
-        Checkpoints(claimed(root), build(checkpoint.Config, {"async": False})).restore(made, fingerprint=PRINT)
+        Checkpoints(claimed(root), build(checkpoint.Config, {})).restore(made, fingerprint=PRINT)
         return train(made, 2, 5)
     finally:
         made.close()
