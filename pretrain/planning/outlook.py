@@ -102,7 +102,7 @@ def text_length(recipe: Recipe, words: Tokenizer) -> int | None:
     from pretrain.data import sources
 
     try:
-        source = sources.one(str(path), reader or data.reader, seed=recipe.run.seed, max_pixels=data.max_pixels)
+        source = sources.one(str(path), reader or data.reader, seed=recipe.run.seed, access=data)
         return max(_lengths(source, source.store, recipes.build_composer(recipe.model, words)), default=None)
     except ShardError:
         return None
