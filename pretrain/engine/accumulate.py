@@ -113,7 +113,8 @@ class Steps:
             logs = logs | {name: value + logs.get(name, 0) for name, value in scalars.items()}
             last = index + 1 == len(batches)
             found = known(total) if last else None
-            self.engine.backward(loss, last=last)
+            # a step whose loss is not finite is broken, whatever the gradients of its parts are
+            self.engine.backward(loss + 0 * total if last else loss, last=last)
         return logs, found  # type: ignore[return-value]  # the last turn set it
 
     def _seed(self, step: int, index: int) -> None:

@@ -60,10 +60,10 @@ class Work:
         """Return the steps at which the starts after the first have gone on."""
         return [int(step) for step in re.findall(r"resumed from \S+: (\d+) of", self.log())]
 
-    def restarted(self, times: int) -> None:
+    def restarted(self, times: int, seconds: float = 90) -> None:
         """Wait until SLURM has started the job again for so many times."""
         try:
-            self.cluster.restarted(self.number, times)
+            self.cluster.restarted(self.number, times, seconds)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.log()[-5000:]}") from error
 

@@ -6,6 +6,8 @@ On the real data where `make demo` has built it, otherwise on made-up shapes wit
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -65,6 +67,14 @@ def test_a_rank_killed_at_a_random_step_changes_nothing(config: Path, tmp_path: 
     assert ours.keys() == theirs.keys()
     assert all(ours[name].equal(theirs[name]) for name in theirs)
     assert losses(run) == losses(tmp_path / "runs" / "whole")
+
+
+@pytest.mark.slow
+def test_three_kills_at_random_moments_saves_included() -> None:
+    command = [sys.executable, "-m", "tests.soak.kills", "--kills", "3", "--seed", "3"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "bit for bit" in done.stdout
 
 
 def is_rank(pid: int, rank: int) -> bool:

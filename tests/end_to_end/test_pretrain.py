@@ -49,6 +49,12 @@ def test_stages_on_two_ranks_train_as_one_rank_does(ranks, config: Path, referen
     close(losses(config.parent / "runs" / name), reference, 1e-4)
 
 
+def test_micro_batches_train_as_whole_ones(ranks, config: Path, reference) -> None:
+    words = ("train.micro_batch_size=2", "zero.stage=2", "train.steps=20", "evals={}")
+    ranks.run(2, pretrain, config, "run.name=micro", *words)
+    close(losses(config.parent / "runs" / "micro"), reference, 1e-4)
+
+
 @pytest.mark.parametrize("stage", [1, 3])
 def test_bf16_runs(ranks, config: Path, reference, stage: int) -> None:
     name = f"bf16-{stage}"

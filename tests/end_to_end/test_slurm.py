@@ -70,42 +70,41 @@ def test_two_nodes_train_as_one_machine_does(cluster, ranks, config, tmp_path, c
     close(losses(tmp_path / "nodes"), losses(tmp_path / "machine"), 1e-4)
 
 
-def test_whatever_stops_the_ranks_they_go_on(cluster, config, uninterrupted) -> None:
-    """A killed rank, `scontrol requeue`, preemption, and a slurmctld that is dead when the job wants to be queued."""
-    work = submitted(cluster, config, "stopped", *TWO_NODES)
-    floor = [work.at(12)]
+def test_a_killed_rank_is_started_again_on_the_same_nodes(cluster, config, uninterrupted) -> None:
+    work = submitted(cluster, config, "killed", *TWO_NODES)
+    saved = work.at(12)
     send(work.ranks(work.nodes[1]), signal.SIGKILL)
     work.said(r"crashed \(exit code 137\)")
-    floor += [work.at(30)]
+    work.ended("COMPLETED")
+    assert cluster.job(work.number)["Restarts"] == "0"
+    assert len(work.resumed()) == 1 and work.resumed()[0] >= saved
+    assert losses(work.run) == uninterrupted
+
+
+def test_whoever_stops_the_ranks_they_go_on(cluster, config, uninterrupted) -> None:
+    """`scontrol requeue`, preemption, and a slurmctld that is dead when the job wants to be queued again."""
+    work = submitted(cluster, config, "stopped", "--nodes=1", "--ntasks-per-node=1")
+    floor = [work.at(12)]
     cluster.login.run("scontrol", "requeue", str(work.number))
     work.restarted(1)
-    floor += [work.at(45)]
+    floor += [work.at(30)]
     urgent = cluster.submit(
         "--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=true", env=dict(os.environ)
     )
     assert cluster.ended(urgent)["JobState"] == "COMPLETED"
     work.restarted(2)
-    floor += [work.at(60)]
+    floor += [work.at(50)]
+    first = work.nodes[0]
     cluster.kill_controller()
-    send([work.supervisor(work_node := batch_host(cluster, work))], signal.SIGUSR1)
+    send([work.supervisor(first)], signal.SIGUSR1)
     work.said("trying for 10 minutes")
-    assert not work.ranks(work_node)
+    assert not work.ranks(first)
     cluster.start_controller()
-    work.restarted(3)
+    work.restarted(3, seconds=150)  # slurmstepd looks for a controller that was away once a minute
     work.ended("COMPLETED")
-    assert len(work.resumed()) == 4
+    assert len(work.resumed()) == 3
     assert all(went_on >= saved for went_on, saved in zip(work.resumed(), floor)), (work.resumed(), floor)
-    assert losses(work.run) == uninterrupted
-
-
-def batch_host(cluster: Cluster, work: Work) -> str:
-    """Return the node of the launcher, without asking slurmctld."""
-    for name, node in cluster.nodes.items():
-        for pid in node.processes():
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if b"launcher" in words and b"--program" in words:
-                return name
-    raise AssertionError(f"no launcher anywhere\n{work.log()[-3000:]}")
+    close(losses(work.run), uninterrupted, 1e-4)
 
 
 def test_whatever_happens_to_its_nodes_the_job_goes_on(cluster, config, uninterrupted) -> None:

@@ -1,5 +1,7 @@
 """A model built in parts has the bits of one built whole, trains alike, and its ranks never hold it whole."""
 
+import ctypes
+import gc
 import re
 from pathlib import Path
 
@@ -173,6 +175,8 @@ def peak(init: str) -> tuple[int, int]:
 
     tree = zero.deepspeed_config(zero.Config(stage=3), rows=1, grad_clip=1.0, trained=10**8)
     size = dict(width=512, layers=16)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what earlier calls of this rank gave back would be taken again unseen
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = resident("VmRSS")
     torch.manual_seed(0)

@@ -7,7 +7,7 @@ from pretrain import dist
 from pretrain.config import ConfigError, build
 from pretrain.engine import checkpoint, ema, zero
 from pretrain.engine.checkpoint import Checkpoints
-from tests.pretrain.engine.test_checkpoint import PRINT, claimed, state
+from tests.pretrain.engine.test_checkpoint import AT_ONCE, PRINT, claimed, state
 from tests.pretrain.engine.test_zero import engine, train
 
 SECTION = ema.Config(decay=0.9)
@@ -98,7 +98,7 @@ def test_the_average_in_parts_is_the_average_of_the_whole(ranks, stage):
 def save_and_go_on(root: str, stage: int, *, average: bool) -> list[float]:
     made, folder = engine(stage, average=SECTION if average else None), claimed(root)
     try:
-        saver = Checkpoints(folder, build(checkpoint.Config, {}))
+        saver = Checkpoints(folder, AT_ONCE)
         train(made, 0, 2)
         saver.save(made, state(2))
         train(made, 2, 5, evaluate=True)
@@ -114,7 +114,7 @@ def resume(root: str, stage: int, out: str, first: int = 2) -> None:
         source = build(checkpoint.Config, {"resume": f"{root}/checkpoints/step-{first:08d}"})
         Checkpoints(folder, source).restore(made, fingerprint=PRINT)
         train(made, first, 5)
-        Checkpoints(folder, build(checkpoint.Config, {})).save(made, state(5))
+        Checkpoints(folder, AT_ONCE).save(made, state(5))
     finally:
         made.close()
 

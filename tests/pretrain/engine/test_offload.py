@@ -11,7 +11,7 @@ from pretrain.config import ConfigError, build
 from pretrain.engine import checkpoint, zero
 from pretrain.engine.checkpoint import Checkpoints
 from tests.pretrain.engine import test_large_models as large
-from tests.pretrain.engine.test_checkpoint import PRINT, claimed, state
+from tests.pretrain.engine.test_checkpoint import AT_ONCE, PRINT, claimed, state
 from tests.pretrain.engine.test_zero import engine, train
 from tests.pretrain.engine.tiny_module import batch
 
@@ -48,7 +48,7 @@ def save(root: str, stage: int, offload: str) -> list[float]:
     made = engine(stage, keys={"offload": offload})
     try:
         train(made, 0, 2)
-        Checkpoints(claimed(root), build(checkpoint.Config, {})).save(made, state(2))
+        Checkpoints(claimed(root), AT_ONCE).save(made, state(2))
         return train(made, 2, 5)
     finally:
         made.close()

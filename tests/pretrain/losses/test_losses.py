@@ -1,5 +1,7 @@
 """Contrastive and sigmoid loss on W ranks equal one process with the whole batch, and open_clip's losses."""
 
+import inspect
+import math
 from collections.abc import Callable
 
 import pytest
@@ -8,7 +10,8 @@ from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor
 from torch.nn import functional as F
 
-from pretrain import dist
+from pretrain import dist, registry
+from pretrain.config import ConfigError, build
 from pretrain.losses.contrastive import contrastive
 from pretrain.losses.sigmoid import sigmoid
 
@@ -101,9 +104,21 @@ def test_no_square_matrix_is_kept() -> None:
     features = F.normalize(torch.randn(rows, 8), dim=1).requires_grad_()
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-        contrastive(features, features.detach(), scale=torch.tensor([10.0]), tile=64)
-        sigmoid(features, features.detach(), scale=torch.tensor([10.0]), bias=torch.zeros(1), tile=64)
+        contrastive(features, features.detach(), scale=torch.tensor([10.0]), tile=512)
+        sigmoid(features, features.detach(), scale=torch.tensor([10.0]), bias=torch.zeros(1), tile=512)
     assert max(kept) <= rows * 8
+
+
+def test_no_square_matrix_is_made() -> None:
+    """Neither pass of either loss makes a tensor larger than the features and a tile."""
+    x = F.normalize(torch.randn(512, 8), dim=1).requires_grad_()
+    same, scale = torch.arange(512) // 2, torch.tensor([10.0])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as seen:
+        for kind in (None, same):
+            contrastive(x, x, scale=scale, same_B=kind, tile=64).backward()
+            sigmoid(x, x, scale=scale, bias=torch.zeros(1), same_B=kind, tile=64).backward()
+    shapes = [shape for event in seen.events() for shape in event.input_shapes if shape]
+    assert max(map(math.prod, shapes)) <= max(512 * 8, 2 * 64 * 64)
 
 
 def test_pairs_may_be_permuted_and_sides_swapped() -> None:
@@ -114,3 +129,53 @@ def test_pairs_may_be_permuted_and_sides_swapped() -> None:
     loss = contrastive(x, y, scale=scale)
     torch.testing.assert_close(contrastive(x[order], y[order], scale=scale), loss)
     torch.testing.assert_close(contrastive(y, x, scale=scale), loss)
+
+
+def test_logits_of_any_size() -> None:
+    """At CLIP's largest temperature a tile holds logits of -100 and 100: one maximum for all of it would lose rows."""
+    draw = torch.Generator().manual_seed(2)
+    x = F.normalize(torch.randn(40, 4, generator=draw), dim=1)
+    y = F.normalize(x + 0.1 * torch.randn(40, 4, generator=draw), dim=1) * torch.ones(40, 1).index_fill_(
+        0, torch.arange(20), -1.0
+    )
+    single = [t.clone().requires_grad_() for t in (x, y, torch.tensor([100.0]))]
+    double = [t.double().requires_grad_() for t in (x, y, torch.tensor([100.0]))]
+    loss = contrastive(single[0], single[1], scale=single[2], tile=16)
+    expected = ClipLoss()(*double)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    pairs = zip(torch.autograd.grad(loss, single), torch.autograd.grad(expected, double))
+    for ours, full in pairs:
+        assert (ours.double() - full).abs().max() <= 1e-5 * full.abs().max()
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_a_side_that_does_not_train(repeated: bool) -> None:
+    """LiT: a locked tower's features need no gradient; that of the other side is the same."""
+    params, image_NC, text_NC, same_N = parts(torch.double)
+    x, y = F.normalize(image_NC, dim=1).requires_grad_(), F.normalize(text_NC, dim=1).requires_grad_()
+    same_B = same_N if repeated else None
+    scale = params[2].exp().detach()
+    full = torch.autograd.grad(contrastive(x, y, scale=scale, same_B=same_B, tile=5), (x, y))
+    [left] = torch.autograd.grad(contrastive(x, y.detach(), scale=scale, same_B=same_B, tile=5), (x,))
+    [right] = torch.autograd.grad(contrastive(x.detach(), y, scale=scale, same_B=same_B, tile=5), (y,))
+    assert torch.equal(left, full[0]) and torch.equal(right, full[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_features_are_compared_in_single(dtype: torch.dtype) -> None:
+    draw = torch.Generator().manual_seed(3)
+    x, y = (F.normalize(torch.randn(12, 8, generator=draw), dim=1).to(dtype).requires_grad_() for _ in range(2))
+    scale, bias = torch.tensor([9.0]), torch.zeros(1)
+    for loss in (lambda x, y: contrastive(x, y, scale=scale), lambda x, y: sigmoid(x, y, scale=scale, bias=bias)):
+        half, single = loss(x, y), loss(x.float(), y.float())
+        assert half.dtype == torch.float32 and torch.equal(half, single)
+        assert torch.autograd.grad(half, x)[0].dtype == dtype
+
+
+def test_what_is_gathered_is_no_option() -> None:
+    """open_clip's local loss without gather-with-grad points the wrong way: no call and no config asks for it."""
+    assert set(inspect.signature(contrastive).parameters) == {"image_BE", "text_BE", "scale", "same_B", "tile"}
+    assert set(inspect.signature(sigmoid).parameters) == {"image_BE", "text_BE", "scale", "bias", "same_B", "tile"}
+    for name in ("contrastive", "sigmoid"):
+        with pytest.raises(ConfigError, match="local_loss"):
+            build(registry.find("pretrain.objectives", name).Config, {"local_loss": True}, where=name)
