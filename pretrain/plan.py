@@ -86,10 +86,16 @@ def resolve(recipe: Recipe, machines: Machines | None = None) -> Plan:
     read = outlook.text_length(recipe, words)
     length = read or recipe.model.text.context_length
     rows = max(1, recipe.train.batch_size // here.world)
-    step = rehearsal.rehearse(recipe, words, rows=rows, length=length)
+    micro = min(recipe.train.micro_batch_size or rows, rows)
+    step = rehearsal.rehearse(recipe, words, rows=micro, length=length)
     found = outlook.look(recipe, world=here.world)
-    loss = rehearsal.gathered(step, world=here.world, width=recipe.model.embed_dim)
-    needs = memory.forecast(recipe, step, world=here.world, loss=loss, cpu=here.cpu)
+    width = recipe.model.embed_dim
+    loss = rehearsal.gathered(rows, world=here.world, width=width)
+    loss += rehearsal.accumulated(rows=rows, width=width) if micro < rows else 0
+    saves = bool(recipe.checkpoint.every_minutes) or (recipe.checkpoint.every_steps or 10**12) < (found.steps or 0)
+    needs = memory.forecast(
+        recipe, step, world=here.world, loss=loss, cpu=here.cpu, batches=-(-rows // micro), saves=saves
+    )
     top = peak.of_name(here.gpu, recipe.train.precision) if here.gpu else None
     if here.cpu and not here.throughput:
         top = peak.measured(recipe.train.precision)

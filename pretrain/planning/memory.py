@@ -51,8 +51,14 @@ class Memory:
         return max(self.moment_peaks.values())
 
 
-def forecast(recipe: Recipe, step: Step, *, world: int, loss: int, cpu: bool) -> Memory:
-    """Return what a rank of `world` holds; on a CPU a save's copies are taken from the same memory."""
+def forecast(
+    recipe: Recipe, step: Step, *, world: int, loss: int, cpu: bool, batches: int = 1, saves: bool = False
+) -> Memory:
+    """Return what a rank of `world` holds; on a CPU a save's copies are taken from the same memory.
+
+    `batches` are the micro-batches of a step; `saves`: training goes on after a save, whose copy an asynchronous one
+    keeps for the next.
+    """
     stage = recipe.zero.stage
     whole, frozen = FLOAT * step.trained, FLOAT * step.frozen
     part = -(-whole // world) if stage else whole
@@ -63,7 +69,7 @@ def forecast(recipe: Recipe, step: Step, *, world: int, loss: int, cpu: bool) ->
     average = part if recipe.ema.decay else 0
     away = 0 if cpu or recipe.zero.offload == "none" else master + moments
     away += weights if recipe.zero.offload == "all" and not cpu else 0
-    steady = weights + master + moments + average - away + step.buffers + step.batch * 2
+    steady = weights + master + moments + average - away + step.buffers + step.batch * 2 * batches
     if stage == 3:
         steady += part + bucket
     plain = cpu and recipe.optim.optimizer == "sgd"
@@ -79,6 +85,8 @@ def forecast(recipe: Recipe, step: Step, *, world: int, loss: int, cpu: bool) ->
     peaks = {"backward": backward, "optimizer step": update}
     if cpu:
         peaks["save"] = steady + save
+        if saves and recipe.checkpoint.asynchronous:
+            peaks = {name: size + save * (name != "save") for name, size in peaks.items()}
     return Memory(
         parameters=weights,
         master=master,
@@ -89,11 +97,11 @@ def forecast(recipe: Recipe, step: Step, *, world: int, loss: int, cpu: bool) ->
         gathered=gathered,
         activations=step.kept,
         loss=loss,
-        data=2 * step.batch,
+        data=2 * step.batch * batches,
         moment_peaks=peaks,
         host=away,
         save=save,
-        workers=worker_bytes(recipe, step),
+        workers=worker_bytes(recipe, step) * batches,
     )
 
 

@@ -100,3 +100,13 @@ def test_recomputed_blocks_take_less(file: Path) -> None:
     plain, spared = planned(file, *words), planned(file, *words, "model.vision.checkpointing=1")
     assert spared.memory.activations < 0.6 * plain.memory.activations
     assert spared.step.flops == pytest.approx(plain.step.flops)
+
+
+def test_micro_batches_take_less_and_a_kept_copy_more(file: Path) -> None:
+    words = (VIT, "model.vision.args={embed_dim: 128, depth: 6, num_heads: 2, patch_size: 4}", "train.batch_size=64")
+    plain, cut = planned(file, *words), planned(file, *words, "train.micro_batch_size=16")
+    assert cut.step.rows == 16 and cut.memory.activations < 0.3 * plain.memory.activations
+    assert cut.memory.peak < 0.6 * plain.memory.peak and cut.memory.data == plain.memory.data
+    synchronous = planned(file, *words, "checkpoint.async=false").memory  # saved every two of four steps
+    kept = plain.memory.moment_peaks["backward"] - synchronous.moment_peaks["backward"]
+    assert kept == plain.memory.save > 0
