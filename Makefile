@@ -75,7 +75,7 @@ EXPORT := exports/clip_iconcaps
 
 demo: $(EXPORT)/open_clip/README.md runs/linear_probe_iconcaps/.done runs/coop_iconcaps/.done  ## the main job on real data
 	@$(PY) -m pretrain.report.scores $(RUN) runs/linear_probe_iconcaps runs/coop_iconcaps
-	@echo "pictures: $(DATA)/contact_sheet.png   curves: tensorboard --logdir runs   export: $(EXPORT)"
+	@echo "pictures: $(DATA)/contact_sheet.png   report: $(RUN)/report.html   export: $(EXPORT)"
 
 $(DATA)/dataset.json: | $(READY)
 	$(PY) -m data_tools build --recipe iconcaps --out $(DATA)
