@@ -70,8 +70,11 @@ class Machine:
             self.run("ip", "link", "set", "switch", "up")
         else:
             # from outside the switch's processes: only there does this machine's pid name it
+            into = ["nsenter", "-t", str(self.switch.pid), "-n"]
+            # after a power cut the kernel takes its time to tear the old cable down
+            subprocess.run([*into, "ip", "link", "delete", self.name], capture_output=True)
             plug = ["ip", "link", "add", self.name, "type", "veth", "peer", "name", "eth0", "netns", str(self.pid)]
-            subprocess.run(["nsenter", "-t", str(self.switch.pid), "-n", *plug], check=True)
+            subprocess.run([*into, *plug], check=True)
             self.switch.run("ip", "link", "set", self.name, "master", "switch", "up")
             self.run("ip", "addr", "add", f"{self.address}/24", "dev", "eth0")
             self.run("ip", "link", "set", "eth0", "up")
