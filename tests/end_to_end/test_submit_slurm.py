@@ -33,6 +33,7 @@ def test_a_run_is_submitted_looked_at_and_submitted_again(cluster: Cluster, tmp_
     said = launcher(cluster, "submit", *options, config, *words, "checkpoint.every_steps=50", "monitor.log_every=1")
     number = said.split()[-1]
     until(lambda: run_folder.progress(run).step > 20, 120, lambda: (tmp_path / "log").read_text())
+    until(lambda: run_folder.launches(run), 60, "no start on record")  # the launcher looks every few seconds
     status = launcher(cluster, "status", run)
     assert f"/{STEPS} (" in status and "ETA" in status and "0 restarts" in status
     assert any({number, "sent", "RUNNING"} <= set(line.split()) for line in status.splitlines()), status
