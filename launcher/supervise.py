@@ -44,6 +44,7 @@ class Supervisor:
     _interrupts: int = 0
     _ours: bool = False
     _stale: bool = False
+    _before: str | None = None  #: whose the folder was when this start began
     _ends: list[dict[str, Any]] = field(default_factory=list)
 
     def supervise(self) -> int:
@@ -81,6 +82,7 @@ class Supervisor:
     def _once(self, words: list[str]) -> tuple[int, float]:
         """Run the command once; return its code (128 + n for signal n, as a shell says it) and seconds."""
         began = time.monotonic()
+        self._before = run_folder.owner(self.run)
         try:
             # A session of its own: Ctrl-C must reach the ranks once, from here, and not kill their launcher. Not so
             # srun: SLURM loses sight of what leaves its session, where it tracks processes by group.
@@ -135,7 +137,8 @@ class Supervisor:
             if self.records:
                 run_folder.record(self.run, event="start", by_hand=self.by_hand, **self._where())
                 self.on_claim()
-        elif self._ours and owner not in (None, self.env[LAUNCH]):
+        # also where this start took the folder over and lost it between two looks
+        elif owner not in (None, self.env[LAUNCH]) and (self._ours or self._before not in (None, owner)):
             self._stale = True
             if child is not None:
                 self._end(child)

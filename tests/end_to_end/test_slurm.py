@@ -41,6 +41,8 @@ def uninterrupted(ranks, config: Path) -> dict[int, float]:
 def quiet_cluster(cluster: Cluster) -> None:
     """Begin with all nodes on, plugged in and idle, whatever the test before has left."""
     cluster.cancel("--user=root")
+    for name, node in cluster.nodes.items():
+        node.plug() if node.on else cluster.power_on(name)
     cluster.all_idle()
 
 
@@ -101,7 +103,7 @@ def test_whoever_stops_the_ranks_they_go_on(cluster, config, uninterrupted) -> N
     assert not work.ranks(first)
     cluster.start_controller()
     # slurmstepd looks for a controller that was away once a minute; a killed one may have forgotten the last restart
-    work.said("(?s)(resumed from.*){3}", seconds=150)
+    until(lambda: cluster.hasten(work.number) or len(work.resumed()) == 3, 150, work.log)
     work.ended("COMPLETED")
     assert len(work.resumed()) == 3
     assert all(went_on >= saved for went_on, saved in zip(work.resumed(), floor)), (work.resumed(), floor)

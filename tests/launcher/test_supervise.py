@@ -140,6 +140,15 @@ def test_a_launcher_whose_run_was_taken_over_ends_it_and_writes_nothing(tmp_path
     assert ends(tmp_path) == []
 
 
+@pytest.mark.parametrize(("before", "stale"), [("earlier", True), ("theirs", False), (None, False)])
+def test_a_run_taken_over_and_lost_between_two_looks_is_lost(tmp_path: Path, before: str | None, stale: bool) -> None:
+    (tmp_path / "environment.json").write_text(json.dumps({"launch": "theirs"}))
+    made = supervisor(tmp_path)
+    made._before = before  # None: the disk did not say
+    made._look(None)
+    assert made._stale == stale
+
+
 def test_a_disk_that_hiccups_has_not_given_the_run_away(tmp_path: Path) -> None:
     def hiccup() -> None:
         while not (tmp_path / run_folder.RECORD).exists():
