@@ -40,7 +40,7 @@ test: $(READY)  ## the test suite, under 15 minutes on 2 cores
 	$(PY) -m pytest -q -m 'not slow'
 
 test-all: $(READY)  ## the slow ones: real launchers at every stage, whole pipelines; CI runs them after `make test`
-	$(PY) -m pytest -q -m slow
+	$(PY) -m pytest -q -m 'slow and not soak'
 
 test-min:  ## the unit tests on the oldest versions that setup.py admits, in an environment of their own
 	bash tests/oldest.sh $(PYTHON)
@@ -63,9 +63,10 @@ bench: $(BENCH)/.ready $(DATA)/dataset.json  ## side by side with the peers; wri
 	$(PY) -m tests.benchmarks.loss
 	$(PY) -m tests.benchmarks.checkpoint --out tests/benchmarks/results/checkpoint.md
 
-soak: $(READY)  ## fuzzing the data engine, killed data commands, 50 killed runs; writes tests/soak/results
+soak: $(READY)  ## fuzzing the data engine, killed data commands, a SLURM cluster that breaks, 50 killed runs; writes tests/soak/results
 	$(PY) -m tests.soak.fuzz --minutes 5 --out tests/soak/results/fuzz.md
 	$(PY) -m tests.soak.chain --size 64 --out tests/soak/results/chain.md
+	$(PY) -m pytest -q -m soak
 	$(PY) -m tests.soak.kills --kills 50 --out tests/soak/results/kills.md
 
 # -- make demo: real data -> pretrain -> evaluate -> export -> fine-tune; each step is skipped where its result exists --
