@@ -11,6 +11,7 @@ from pretrain import config, main
 from pretrain.batch import Batch
 from pretrain.data.loader import Loader
 from pretrain.recipe import Recipe
+from tests.ranks import Pool
 
 
 def pretrain(file: Path, *words: str) -> int:
@@ -38,3 +39,9 @@ def losses(run: Path) -> dict[int, float]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len({line["step"] for line in lines}) == len(lines), "a step is reported twice"
     return {line["step"]: line["loss"] for line in lines}
+
+
+def losses_of(ranks: Pool, world: int, file: Path, name: str, *words: str) -> dict[int, float]:
+    """Pretrain as run `name`, beside its config `file`, on `world` ranks of the pool; return the loss of every step."""
+    ranks.run(world, pretrain, file, f"run.name={name}", *words)
+    return losses(file.parent / "runs" / name)

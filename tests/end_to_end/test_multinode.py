@@ -10,7 +10,7 @@ from tests import tiny
 from tests.cluster import ssh
 from tests.cluster.slurm import Cluster
 from tests.cluster.work import environment
-from tests.end_to_end.jobs import losses, pretrain
+from tests.end_to_end.jobs import losses, losses_of
 from tests.end_to_end.test_pretrain import close
 
 pytestmark = pytest.mark.slow
@@ -26,8 +26,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def one_machine(ranks, config: Path) -> dict[int, float]:
     """Losses of four ranks here."""
-    ranks.run(4, pretrain, config, "run.name=machine", *SETTINGS)
-    return losses(config.parent / "runs" / "machine")
+    return losses_of(ranks, 4, config, "machine", *SETTINGS)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from pretrain.data import synthetic
 from pretrain.data.format import ShardWriter
 from pretrain.main import main
 from tests import tiny
-from tests.end_to_end.jobs import losses, pretrain
+from tests.end_to_end.jobs import losses, losses_of, pretrain
 from tests.ranks import RankError, a_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,29 +38,24 @@ def close(ours: dict[int, float], theirs: dict[int, float], bound: float) -> Non
 @pytest.fixture(scope="module")
 def reference(ranks, config: Path) -> dict[int, float]:
     """Losses of 20 steps on one rank."""
-    ranks.run(1, pretrain, config, "run.name=reference", "train.steps=20", "evals={}")
-    return losses(config.parent / "runs" / "reference")
+    return losses_of(ranks, 1, config, "reference", "train.steps=20", "evals={}")
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_stages_on_two_ranks_train_as_one_rank_does(ranks, config: Path, reference, stage: int) -> None:
-    name = f"stage{stage}"
-    ranks.run(2, pretrain, config, f"run.name={name}", f"zero.stage={stage}", "train.steps=20", "evals={}")
-    close(losses(config.parent / "runs" / name), reference, 1e-4)
+    words = (f"zero.stage={stage}", "train.steps=20", "evals={}")
+    close(losses_of(ranks, 2, config, f"stage{stage}", *words), reference, 1e-4)
 
 
 def test_micro_batches_train_as_whole_ones(ranks, config: Path, reference) -> None:
     words = ("train.micro_batch_size=2", "zero.stage=2", "train.steps=20", "evals={}")
-    ranks.run(2, pretrain, config, "run.name=micro", *words)
-    close(losses(config.parent / "runs" / "micro"), reference, 1e-4)
+    close(losses_of(ranks, 2, config, "micro", *words), reference, 1e-4)
 
 
 @pytest.mark.parametrize("stage", [1, 3])
 def test_bf16_runs(ranks, config: Path, reference, stage: int) -> None:
-    name = f"bf16-{stage}"
     words = ("train.precision=bf16", f"zero.stage={stage}", "train.steps=20", "evals={}")
-    ranks.run(2, pretrain, config, f"run.name={name}", *words)
-    close(losses(config.parent / "runs" / name), reference, 0.1)
+    close(losses_of(ranks, 2, config, f"bf16-{stage}", *words), reference, 0.1)
 
 
 @pytest.mark.parametrize("objective", ["contrastive", "sigmoid"])

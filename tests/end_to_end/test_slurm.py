@@ -15,7 +15,7 @@ from tests import tiny
 from tests.cluster.machine import until
 from tests.cluster.slurm import Cluster
 from tests.cluster.work import Work, send
-from tests.end_to_end.jobs import losses, pretrain
+from tests.end_to_end.jobs import losses, losses_of, pretrain
 from tests.end_to_end.test_pretrain import ROOT, close
 
 pytestmark = pytest.mark.slow
@@ -33,8 +33,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def uninterrupted(ranks, config: Path) -> dict[int, float]:
     """Losses of two ranks that nothing happens to."""
-    ranks.run(2, pretrain, config, "run.name=uninterrupted", *SETTINGS)
-    return losses(config.parent / "runs" / "uninterrupted")
+    return losses_of(ranks, 2, config, "uninterrupted", *SETTINGS)
 
 
 @pytest.fixture(autouse=True)

@@ -51,6 +51,14 @@ def wrong(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("WRONG")]
 
 
+def fault(capsys: pytest.CaptureFixture, words: list[str]) -> tuple[str, str]:
+    """Return the one fault that doctor finds, and all that it says."""
+    code, text = said(capsys, words)
+    assert code == 1
+    (line,) = wrong(text)
+    return line, text
+
+
 @two_nodes
 def test_two_good_nodes(pair: Nodes, capsys: pytest.CaptureFixture) -> None:
     code, text = said(capsys, doctor(pair, "--no-all-reduce"))
@@ -72,9 +80,7 @@ def test_an_unlike_version(pair: Nodes, capsys: pytest.CaptureFixture) -> None:
         f'#!/bin/sh\n[ -z "$python_path" ] || export PYTHONPATH=$python_path:$PYTHONPATH\nexec {sys.executable} "$@"\n'
     )
     script.chmod(0o755)
-    code, text = said(capsys, words)
-    assert code == 1
-    (line,) = wrong(text)
+    line, _ = fault(capsys, words)
     assert "version: torch is" in line and f"9.9 on {OTHER}" in line
 
 
@@ -85,9 +91,7 @@ def test_a_closed_port(pair: Nodes, capsys: pytest.CaptureFixture) -> None:
         pair.run(OTHER, "ip", *rule)
     except subprocess.CalledProcessError as error:
         pytest.skip(f"this kernel cannot close a port by a rule: {error.stderr.strip()}")
-    code, text = said(capsys, doctor(pair))
-    assert code == 1
-    (line,) = wrong(text)
+    line, text = fault(capsys, doctor(pair))
     assert f"port: {OTHER} cannot reach {HEAD} at port {PORT}" in line
     assert "all-reduce: not tried" in text
 
@@ -101,9 +105,7 @@ def test_a_port_closed_in_the_other_direction(pair: Nodes, capsys: pytest.Captur
         pytest.skip(f"this kernel cannot close ports by a rule: {error.stderr.strip()}")
     # answers to the guest's own connection go to such ports too: only new connections are to be refused
     pair.run(HEAD, "ip", "rule", "add", "ipproto", "tcp", "sport", str(PORT), "table", "main", "priority", "0")
-    code, text = said(capsys, doctor(pair, "--no-all-reduce"))
-    assert code == 1
-    (line,) = wrong(text)
+    line, _ = fault(capsys, doctor(pair, "--no-all-reduce"))
     assert f"port: {OTHER}: {HEAD} cannot connect back to it" in line
 
 
@@ -112,18 +114,14 @@ def test_a_folder_that_is_not_shared(pair: Nodes, capsys: pytest.CaptureFixture)
     folder = pair.folder / "runs"
     folder.mkdir()
     pair.before[OTHER] = f"mount -t tmpfs none {folder}"
-    code, text = said(capsys, doctor(pair, "--no-all-reduce"))
-    assert code == 1
-    (line,) = wrong(text)
+    line, _ = fault(capsys, doctor(pair, "--no-all-reduce"))
     assert f"folder: {OTHER} does not see in {folder} what {HEAD} has written there" in line
 
 
 @two_nodes
 def test_a_wrong_interface(pair: Nodes, capsys: pytest.CaptureFixture) -> None:
     pair.before[OTHER] = "export GLOO_SOCKET_IFNAME=eth1"
-    code, text = said(capsys, doctor(pair, "--no-all-reduce"))
-    assert code == 1
-    (line,) = wrong(text)
+    line, _ = fault(capsys, doctor(pair, "--no-all-reduce"))
     assert f"interface: {OTHER}: GLOO_SOCKET_IFNAME=eth1, but no such interface" in line
     assert f"eth0 ({OTHER}); set GLOO_SOCKET_IFNAME=eth0" in line
 
@@ -142,9 +140,7 @@ def test_a_full_disk(pair: Nodes, capsys: pytest.CaptureFixture) -> None:
 @two_nodes
 def test_a_node_that_does_not_answer(pair: Nodes, capsys: pytest.CaptureFixture) -> None:
     pair.before[OTHER] = "echo broken login >&2; exit 7"
-    code, text = said(capsys, doctor(pair))
-    assert code == 1
-    (line,) = wrong(text)
+    line, _ = fault(capsys, doctor(pair))
     assert f"node: {OTHER} does not answer: broken login" in line
 
 

@@ -49,6 +49,16 @@ def train(made: zero.Engine, first: int, last: int, *, evaluate: bool = False) -
     return losses
 
 
+def skip_an_infinite_gradient(made: zero.Engine) -> None:
+    """Run on every rank: a gradient that is infinite in one place changes no weight on any rank."""
+    before = [f.weight.clone() for f in made.fragments()]
+    hook = made.module.scale.register_hook(lambda grad: grad * float("inf"))
+    made.backward(made([batch(0, dist.rank(), dist.world())])[0])
+    assert made.step(0.1) == float("inf") and made.optimizer_step() == 0
+    assert all(torch.equal(a, f.weight) for a, f in zip(before, made.fragments()))
+    hook.remove()
+
+
 def losses_of(stage: int, precision: str = "fp32", *, evaluate: bool = False) -> list[float]:
     """Run on every rank: five steps."""
     made = engine(stage, precision)
