@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.cluster.machine import until
 from tests.cluster.slurm import Cluster
+from tests.end_to_end.jobs import steps_done
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,9 +43,8 @@ class Work:
         until(lambda: re.search(pattern, self.log()), seconds, lambda: f"no {pattern!r} in\n{self.log()[-5000:]}")
 
     def step(self) -> int:
-        """Return the last step that the run has reported: one line a step."""
-        file = self.run / "metrics.jsonl"
-        return file.read_bytes().count(b"\n") if file.exists() else 0
+        """Return the last step that the run has reported."""
+        return steps_done(self.run)
 
     def at(self, step: int, seconds: float = 120) -> int:
         """Wait until the run has come to a step; return the step that its newest checkpoint has."""

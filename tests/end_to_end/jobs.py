@@ -13,6 +13,9 @@ from pretrain.data.loader import Loader
 from pretrain.recipe import Recipe
 from tests.ranks import Pool
 
+#: of any config, for a run that is looked at step by step and soon over
+FEW_STEPS = ("train.steps=8", "optim.warmup=2", "monitor.log_every=1", "evals={}", "monitor.tensorboard=false")
+
 
 def pretrain(file: Path, *words: str) -> int:
     """Run pretraining on this rank as pretrain/main.py would; return its exit code."""
@@ -39,6 +42,12 @@ def losses(run: Path) -> dict[int, float]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len({line["step"] for line in lines}) == len(lines), "a step is reported twice"
     return {line["step"]: line["loss"] for line in lines}
+
+
+def steps_done(run: Path) -> int:
+    """Return the last step that the run has reported: one line a step."""
+    file = run / "metrics.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
 def losses_of(ranks: Pool, world: int, file: Path, name: str, *words: str) -> dict[int, float]:

@@ -13,42 +13,24 @@ from pathlib import Path
 
 import pytest
 
-from tests import tiny
-from tests.end_to_end.jobs import losses
+from tests.end_to_end.jobs import losses, steps_done
 from tests.end_to_end.test_pretrain import ROOT, launch, ranks_of, weights
 
-DEMO = ROOT / "pretrain" / "configs" / "clip_iconcaps.yaml"
 STEPS, EVERY = 24, 6
 
 
-@pytest.fixture
-def config(tmp_path: Path, capsys: pytest.CaptureFixture) -> Path:
-    """Return the demo config, or a tiny one where the demo's data has not been built."""
-    built = (ROOT / "data" / "iconcaps" / "dataset.json").exists()
-    path = DEMO if built else tiny.config_file(tmp_path)
-    with capsys.disabled():
-        print(f"\nkills: {'the demo config on IconCaps' if built else 'no data/iconcaps here, a tiny config'}")
-    return path
-
-
-def steps_done(run: Path) -> int:
-    """Return the last step that the run has reported: one line a step."""
-    file = run / "metrics.jsonl"
-    return file.read_bytes().count(b"\n") if file.exists() else 0
-
-
 @pytest.mark.slow
-def test_a_rank_killed_at_a_random_step_changes_nothing(config: Path, tmp_path: Path) -> None:
+def test_a_rank_killed_at_a_random_step_changes_nothing(demo_config: Path, tmp_path: Path) -> None:
     words = (
         f"run.dir={tmp_path / 'runs'}", f"train.steps={STEPS}", f"checkpoint.every_steps={EVERY}",
         "checkpoint.keep_last=9", "monitor.log_every=1", "data.workers=1", "evals={}",
     )  # fmt: skip
-    whole = launch(config, "run.name=whole", *words)
+    whole = launch(demo_config, "run.name=whole", *words)
     output = whole.communicate(timeout=400)[0]
     assert whole.returncode == 0, output
     rng = random.Random(20)
     step, victim = rng.randint(EVERY + 1, STEPS - 2), rng.randint(0, 1)
-    broken = launch(config, "run.name=broken", *words)
+    broken = launch(demo_config, "run.name=broken", *words)
     run = tmp_path / "runs" / "broken"
     deadline = time.monotonic() + 300
     while steps_done(run) < step:
@@ -59,7 +41,7 @@ def test_a_rank_killed_at_a_random_step_changes_nothing(config: Path, tmp_path: 
     assert broken.wait(timeout=100) != 0
     assert steps_done(run) < STEPS, "the kill came after the end"
     gone_by(trainers, time.monotonic() + 20)
-    again = launch(config, "run.name=broken", *words)
+    again = launch(demo_config, "run.name=broken", *words)
     output = again.communicate(timeout=400)[0]
     assert again.returncode == 0, output
     assert "resumed from" in output

@@ -6,27 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from tests import tiny
 from tests.cluster import ssh
 from tests.cluster.slurm import Cluster
 from tests.cluster.work import environment
-from tests.end_to_end.jobs import losses, losses_of
+from tests.end_to_end.jobs import FEW_STEPS, losses, pretrain
 from tests.end_to_end.test_pretrain import close
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = ("train.steps=10", "evals={}", "data.workers=0")
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("multinode")
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.config_file(tmp_path_factory.mktemp("multinode"))
-
-
-@pytest.fixture(scope="module")
-def one_machine(ranks, config: Path) -> dict[int, float]:
+def one_machine(ranks, demo_config: Path, runs: Path) -> dict[int, float]:
     """Losses of four ranks here."""
-    return losses_of(ranks, 4, config, "machine", *SETTINGS)
+    ranks.run(4, pretrain, demo_config, "run.name=machine", f"run.dir={runs}", *FEW_STEPS)
+    return losses(runs / "machine")
 
 
 @pytest.fixture(scope="module")
@@ -49,32 +47,32 @@ def everywhere(cluster: Cluster, commands: dict[str, list]) -> None:
     assert all(process.returncode == 0 for process in running.values()), said
 
 
-def program(config: Path, name: str) -> list:
-    return ["pretrain/main.py", "--config", config, f"run.name={name}", *SETTINGS]
+def program(config: Path, runs: Path, name: str) -> list:
+    return ["pretrain/main.py", "--config", config, f"run.name={name}", f"run.dir={runs}", *FEW_STEPS]
 
 
-def test_deepspeed_with_a_hostfile_by_ssh(cluster, config, hostfile, one_machine) -> None:
+def test_deepspeed_with_a_hostfile_by_ssh(cluster, demo_config, runs, hostfile, one_machine) -> None:
     if reason := ssh.missing():
         pytest.skip(f"no ssh between test machines: {reason} (Debian: apt-get install {ssh.PACKAGES})")
     ssh.start(cluster)
     words = [Path(sys.executable).with_name("deepspeed"), "--hostfile", hostfile, "--master_port", "21001"]
-    everywhere(cluster, {"n1": [*words, *program(config, "ssh")]})
-    close(losses(config.parent / "runs" / "ssh"), one_machine, 1e-4)
+    everywhere(cluster, {"n1": [*words, *program(demo_config, runs, "ssh")]})
+    close(losses(runs / "ssh"), one_machine, 1e-4)
 
 
-def test_deepspeed_without_ssh(cluster, config, hostfile, one_machine) -> None:
+def test_deepspeed_without_ssh(cluster, demo_config, runs, hostfile, one_machine) -> None:
     deepspeed = Path(sys.executable).with_name("deepspeed")
     commands = {}
     for number, name in enumerate(("n1", "n2")):
         words = [deepspeed, "--hostfile", hostfile, "--no_ssh", "--node_rank", str(number)]
         where = ["--master_addr", "n1", "--master_port", "21002"]
-        commands[name] = [*words, *where, *program(config, "no_ssh")]
+        commands[name] = [*words, *where, *program(demo_config, runs, "no_ssh")]
     everywhere(cluster, commands)
-    close(losses(config.parent / "runs" / "no_ssh"), one_machine, 1e-4)
+    close(losses(runs / "no_ssh"), one_machine, 1e-4)
 
 
-def test_torchrun(cluster, config, one_machine) -> None:
+def test_torchrun(cluster, demo_config, runs, one_machine) -> None:
     words = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "2"]
     where = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "n1:21003", "--rdzv-id", "7"]
-    everywhere(cluster, {name: [*words, *where, *program(config, "torchrun")] for name in ("n1", "n2")})
-    close(losses(config.parent / "runs" / "torchrun"), one_machine, 1e-4)
+    everywhere(cluster, {name: [*words, *where, *program(demo_config, runs, "torchrun")] for name in ("n1", "n2")})
+    close(losses(runs / "torchrun"), one_machine, 1e-4)

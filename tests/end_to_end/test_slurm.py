@@ -15,8 +15,8 @@ from tests import tiny
 from tests.cluster.machine import until
 from tests.cluster.slurm import Cluster
 from tests.cluster.work import Work, send
-from tests.end_to_end.jobs import losses, losses_of, pretrain
-from tests.end_to_end.test_pretrain import ROOT, close
+from tests.end_to_end.jobs import FEW_STEPS, losses, losses_of, pretrain
+from tests.end_to_end.test_pretrain import close
 
 pytestmark = pytest.mark.slow
 
@@ -50,23 +50,14 @@ def submitted(cluster: Cluster, config: Path, name: str, *options: str) -> Work:
     return Work(cluster, run, *options, "slurm/pretrain.sbatch", config, f"run.name={name}", *SETTINGS)
 
 
-def icons() -> tuple[str, ...]:
-    """Return overrides of the demo config for a few steps."""
-    return "train.steps=8", "optim.warmup=2", "monitor.log_every=1", "evals={}", "monitor.tensorboard=false"
-
-
-def test_two_nodes_train_as_one_machine_does(cluster, ranks, config, tmp_path, capsys) -> None:
+def test_two_nodes_train_as_one_machine_does(cluster, ranks, demo_config, tmp_path) -> None:
     """Show: 2 nodes x 2 ranks over the network to the losses of 4 ranks on one machine."""
-    demo = (ROOT / "data" / "iconcaps" / "dataset.json").exists()
-    with capsys.disabled():
-        print(f"\nslurm: {'the demo config on IconCaps' if demo else 'no data/iconcaps here, a tiny config'}")
-    chosen = ROOT / "pretrain" / "configs" / "clip_iconcaps.yaml" if demo else config
-    words = (f"run.dir={tmp_path}", *icons())
+    words = (f"run.dir={tmp_path}", *FEW_STEPS)
     work = Work(
         cluster, tmp_path / "nodes", "--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2",
-        "slurm/pretrain.sbatch", chosen, "run.name=nodes", *words,
+        "slurm/pretrain.sbatch", demo_config, "run.name=nodes", *words,
     )  # fmt: skip
-    ranks.run(4, pretrain, chosen, "run.name=machine", *words)
+    ranks.run(4, pretrain, demo_config, "run.name=machine", *words)
     work.ended("COMPLETED")
     close(losses(tmp_path / "nodes"), losses(tmp_path / "machine"), 1e-4)
 
