@@ -61,10 +61,10 @@ def interface_to(host: str) -> str:
     return next((name for name, address in interfaces().items() if address == here), "")
 
 
-def own_address(name: str = "") -> str:
+def own_address() -> str:
     """Return the address that this machine's own name stands for, "" where it stands for none."""
     try:
-        return socket.gethostbyname(name or socket.gethostname())
+        return socket.gethostbyname(socket.gethostname())
     except OSError:
         return ""
 

@@ -31,7 +31,7 @@ VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "NCCL_IB_HCA", "CUDA_VI
 
 def facts(folder: str) -> dict[str, Any]:
     """Return what can go wrong on a node before a run: GPUs, interfaces, disk, versions."""
-    free, total = machine.free_space(folder)
+    free, _ = machine.free_space(folder)
     return {
         "host": socket.gethostname(),
         "address": machine.own_address(),
@@ -42,7 +42,6 @@ def facts(folder: str) -> dict[str, Any]:
         "gpus": gpus(),
         "versions": versions(),
         "free": free,
-        "total": total,
         "write": write_problem(folder),
         "temporary_free": machine.free_space("/tmp")[0],  # noqa: S108 (where caches of compilers go)
         "shared_memory": machine.free_space("/dev/shm")[1] if os.path.isdir("/dev/shm") else 0,  # noqa: S108

@@ -27,7 +27,7 @@ FOREIGN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE")
 
 
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what `run`, `submit` and `doctor` have in common."""
+    """Add what `run` and `submit` have in common."""
     parser.add_argument("--program", default="pretrain", choices=PROGRAMS, help="whose main.py to run")
     parser.add_argument("config", help="a YAML config")
     parser.add_argument("override", nargs="*", metavar="section.key=value", help="changes to the config")
@@ -165,7 +165,8 @@ def launch(job: Job, policy: Policy, *, dry_run: bool = False) -> int:
         if not attempt:
             return words
         if here.kind == "slurm":
-            env["MASTER_PORT"] = str(world.port(int(env["SLURM_JOB_ID"]), step=attempt, restart=here.restart))
+            other = world.port(int(env["SLURM_JOB_ID"]), step=attempt, restart=here.restart)
+            env["MASTER_PORT"] = str(job.master_port or other)
             return command.build(job, port=int(env["MASTER_PORT"]))
         # nodes that start their own parts have no way to agree on another port
         return words if job.nodes > 1 else command.build(job, port=job.master_port or world.free_port())
@@ -198,8 +199,10 @@ def environment_of(job: Job, here: World, token: str) -> tuple[dict[str, str], l
     for name in FOREIGN:
         env.pop(name, None)
     if here.kind == "slurm":
-        env["MASTER_ADDR"], env["MASTER_PORT"] = here.master_addr, str(here.master_port)
-        lines.append(f"MASTER_ADDR={here.master_addr} MASTER_PORT={here.master_port}  (first node, job and restart)")
+        addr, port = job.master_addr or here.master_addr, job.master_port or here.master_port
+        env["MASTER_ADDR"], env["MASTER_PORT"] = addr, str(port)
+        why = "as asked for" if job.master_addr or job.master_port else "first node, job and restart"
+        lines.append(f"MASTER_ADDR={addr} MASTER_PORT={port}  ({why})")
     env[LAUNCH] = token
     if job.kind == "deepspeed" and job.hostfile and job.node_rank < 0:
         env["DS_ENV_FILE"] = _forwarded(env, [default.name for default in wanted])

@@ -67,9 +67,9 @@ class Supervisor:
             if self._stale:
                 self.say(f"{self.run}: another start of this run has taken over; this one has ended and wrote nothing")
                 return 1
-            judged, note = self._judge(code, began)
-            self._note_end(judged, code, note, seconds)
-            final = self._answer(judged, code, note)
+            judged, progress = self._judge(code, began)
+            self._note_end(judged, code, progress, seconds)
+            final = self._answer(judged, code)
             if final is not None:
                 return final
             if self._pause(self.policy.wait(verdict.without_progress(self._ends))):
@@ -135,13 +135,20 @@ class Supervisor:
         if owner == self.env[LAUNCH] and not self._ours:
             self._ours = True
             if self.records:
-                run_folder.record(self.run, event="start", by_hand=self.by_hand, **self._where())
-                self.on_claim()
+                self._write(lambda: run_folder.record(self.run, event="start", by_hand=self.by_hand, **self._where()))
+                self._write(self.on_claim)
         # also where this start took the folder over and lost it between two looks
         elif owner not in (None, self.env[LAUNCH]) and (self._ours or self._before not in (None, owner)):
             self._stale = True
             if child is not None:
                 self._end(child)
+
+    def _write(self, write: Callable[[], object]) -> None:
+        """Write to the run folder; a disk that is full or away is no reason to end ranks that run."""
+        try:
+            write()
+        except OSError as error:
+            self.say(f"{self.run}: the launcher's record was not written: {error}")
 
     def _where(self) -> dict[str, Any]:
         names = {"job": "SLURM_JOB_ID", "restart": "SLURM_RESTART_COUNT", "nodes": "SLURM_JOB_NODELIST"}
@@ -149,8 +156,8 @@ class Supervisor:
 
     # -- after it ------------------------------------------------------------------------------------------------------
 
-    def _judge(self, code: int, began: float) -> tuple[str, str]:
-        """Return the verdict and a note for people."""
+    def _judge(self, code: int, began: float) -> tuple[str, run_folder.Progress]:
+        """Return the verdict and how far the run has come."""
         until = time.monotonic() + (REMOTE_SAVE if self._asked and self.kind == "deepspeed" and self.nodes > 1 else 0)
         while True:
             saved = run_folder.stopped_by_signal(self.run, began)
@@ -159,20 +166,18 @@ class Supervisor:
             time.sleep(1)
         progress = run_folder.progress(self.run)
         trusted = progress if self.kind == "deepspeed" and self._ours else None
-        judged = verdict.judge(code, asked=self._asked, saved_on_signal=saved, progress=trusted)
-        note = f"step {progress.step}" + (f" of {progress.steps}" if progress.steps else "")
-        note += f", last checkpoint at step {progress.saved}" if progress.saved >= 0 else ", no checkpoint yet"
-        return judged, note
+        return verdict.judge(code, asked=self._asked, saved_on_signal=saved, progress=trusted), progress
 
-    def _note_end(self, judged: str, code: int, note: str, seconds: float) -> None:
-        progress = run_folder.progress(self.run)
+    def _note_end(self, judged: str, code: int, progress: run_folder.Progress, seconds: float) -> None:
         line = {"event": "end", "verdict": judged, "code": code, "step": progress.step, "saved": progress.saved}
         self._ends = [*self._ends, line] if judged in verdict.FAILURES else []
         if self.records and self._ours:
-            run_folder.record(self.run, **line, seconds=round(seconds, 1), **self._where())
+            self._write(lambda: run_folder.record(self.run, **line, seconds=round(seconds, 1), **self._where()))
+        note = f"step {progress.step}" + (f" of {progress.steps}" if progress.steps else "")
+        note += f", last checkpoint at step {progress.saved}" if progress.saved >= 0 else ", no checkpoint yet"
         self.say(f"{judged} (exit code {code}) after {seconds:.0f} s: {note}")
 
-    def _answer(self, judged: str, code: int, note: str) -> int | None:
+    def _answer(self, judged: str, code: int) -> int | None:
         """Return the exit code, or None: start again."""
         if judged == verdict.DONE:
             return 0

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple, Sequence
 
 from launcher.run_folder import Progress
 
-# the codes of pretrain/engine/preemption.py and pretrain/command.py; tests/launcher/test_verdict.py compares them
+# the codes of pretrain/engine/preemption.py; tests/launcher/test_verdict.py compares them
 EXIT_REQUEUE = 85
 EXIT_INTERRUPTED = 130
-EXIT_USAGE = 2
+EXIT_USAGE = 2  # of every command of ours, and of argparse
 
 DONE = "done"
 MISTAKE = "mistake"  #: in the config or the data: it would be the same again

@@ -53,10 +53,12 @@ run_and_pass() { # SIGNAL COMMAND WORD ...
 # Back to the queue; not if the job was cancelled, or if SLURM has given it to other nodes meanwhile and this is a node
 # that was cut off: the job would end there. A slurmctld that is away has ten minutes to come back.
 requeue() {
-  local try found
+  local try found restarts
   for ((try = 0; try < 120; try++)); do
     if found=$(scontrol show job --oneliner "$job" 2>/dev/null); then
-      if [[ $found != *" JobState=RUNNING "* || $found != *" Restarts=$((start - 1)) "* ]]; then
+      restarts=${found#* Restarts=}
+      restarts=${restarts%% *} # fewer than ours where a controller was killed before it had saved the last one
+      if [[ $found != *" JobState=RUNNING "* ]] || ((restarts > start - 1)); then
         say "cancelled, or queued again already: not queued again"
         return
       fi

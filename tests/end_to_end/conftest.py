@@ -1,10 +1,11 @@
-"""The config that whole runs are tested with."""
+"""What tests of whole runs share: the config, and a cluster on which nothing runs."""
 
 from pathlib import Path
 
 import pytest
 
 from tests import tiny
+from tests.cluster.slurm import Cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,3 +20,12 @@ def demo_config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     if built:
         return ROOT / "pretrain" / "configs" / "clip_iconcaps.yaml"
     return tiny.config_file(tmp_path_factory.mktemp("instead_of_demo"))
+
+
+@pytest.fixture
+def quiet_cluster(cluster: Cluster) -> None:
+    """Begin with all nodes on, plugged in and idle, whatever the test before has left."""
+    cluster.cancel("--user=root")
+    for name, node in cluster.nodes.items():
+        node.plug() if node.on else cluster.power_on(name)
+    cluster.all_idle()

@@ -9,14 +9,8 @@ import pytest
 from tests.cluster.slurm import Cluster
 from tests.cluster.work import environment
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quiet_cluster")]
 PORT = 23457
-
-
-@pytest.fixture(autouse=True)
-def quiet_cluster(cluster: Cluster) -> None:
-    cluster.cancel("--user=root")
-    cluster.all_idle()
 
 
 def doctor(cluster: Cluster, folder: Path, *words: str, **variables: str) -> tuple[int, str]:

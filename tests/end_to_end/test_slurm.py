@@ -18,7 +18,7 @@ from tests.cluster.work import Work, send
 from tests.end_to_end.jobs import FEW_STEPS, losses, losses_of, pretrain
 from tests.end_to_end.test_pretrain import close
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quiet_cluster")]
 
 STEPS, EVERY = 90, 5
 SETTINGS = (f"train.steps={STEPS}", f"checkpoint.every_steps={EVERY}", "evals={}", "data.workers=0")
@@ -34,15 +34,6 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def uninterrupted(ranks, config: Path) -> dict[int, float]:
     """Losses of two ranks that nothing happens to."""
     return losses_of(ranks, 2, config, "uninterrupted", *SETTINGS)
-
-
-@pytest.fixture(autouse=True)
-def quiet_cluster(cluster: Cluster) -> None:
-    """Begin with all nodes on, plugged in and idle, whatever the test before has left."""
-    cluster.cancel("--user=root")
-    for name, node in cluster.nodes.items():
-        node.plug() if node.on else cluster.power_on(name)
-    cluster.all_idle()
 
 
 def submitted(cluster: Cluster, config: Path, name: str, *options: str) -> Work:

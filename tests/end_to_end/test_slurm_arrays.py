@@ -13,14 +13,7 @@ from tests.cluster.work import Work, environment, send
 from tests.data_tools.test_build import contents, folder_of_pairs
 from tests.finetune.test_main import fine_tune, recipe_file
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def quiet_cluster(cluster: Cluster) -> None:
-    """Begin with all nodes idle, whatever the test before has left."""
-    cluster.cancel("--user=root")
-    cluster.all_idle()
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quiet_cluster")]
 
 
 def trainers(cluster: Cluster, number: str) -> list[int]:

@@ -12,7 +12,7 @@ from tests.cluster.machine import until
 from tests.cluster.slurm import Cluster
 from tests.cluster.work import environment
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quiet_cluster")]
 STEPS = 400
 
 
@@ -25,8 +25,6 @@ def launcher(cluster: Cluster, *words: str | Path) -> str:
 
 
 def test_a_run_is_submitted_looked_at_and_submitted_again(cluster: Cluster, tmp_path: Path) -> None:
-    cluster.cancel("--user=root")
-    cluster.all_idle()
     config, run = tiny.config_file(tmp_path), str(tmp_path / "runs" / "sent")
     options = ("--nodes", "2", "--name", "sent", "--time", "20", "--output", str(tmp_path / "log"))
     words = (f"run.dir={tmp_path}/runs", "run.name=sent", f"train.steps={STEPS}", "data.workers=0", "evals={}")

@@ -30,10 +30,10 @@ def test_oldest_standard_library() -> None:
 def interpreters() -> list[str]:
     """Return the oldest Python from 3.8 on that this machine has, and the one that a bare shell finds."""
     names = [f"python3.{minor}" for minor in range(8, 11)]
-    found = [path for name in names if (path := shutil.which(name)) and runs(path)]
-    found += sorted(glob.glob(os.path.expanduser("~/.pyenv/versions/3.8.*/bin/python3.8")))
+    found = sorted(glob.glob(os.path.expanduser("~/.pyenv/versions/3.8.*/bin/python3.8")))
+    found += [path for name in names if (path := shutil.which(name)) and runs(path)]
     bare = shutil.which("python3", path="/usr/bin:/bin")
-    return list(dict.fromkeys([*found[-1:], *([bare] if bare else []), sys.executable]))
+    return list(dict.fromkeys([*found[:1], *([bare] if bare else []), sys.executable]))
 
 
 def runs(path: str) -> bool:

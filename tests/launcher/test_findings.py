@@ -16,7 +16,6 @@ NODE: dict[str, Any] = {
     "gpus": {"list": [["H100", "81559", "4", "550.1"], ["H100", "81559", "4", "550.1"]], "problem": ""},
     "versions": {"python": "3.11.7", "torch": "2.6.0", "deepspeed": "0.19.8", "diptych": "abc"},
     "free": 100 * GIB,
-    "total": 200 * GIB,
     "write": "",
     "temporary_free": 50 * GIB,
     "shared_memory": 64 * GIB,

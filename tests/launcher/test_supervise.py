@@ -163,6 +163,17 @@ def test_a_disk_that_hiccups_has_not_given_the_run_away(tmp_path: Path) -> None:
     assert ends(tmp_path) == [("stopped", 85)]
 
 
+def test_a_disk_that_cannot_be_written_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("launcher.run_folder.record", full)
+    assert supervisor(tmp_path, "7:1", "0:").supervise() == 0
+    assert starts(tmp_path) == 2 and "record was not written: [Errno 28]" in capsys.readouterr().err
+
+
 def test_a_zero_of_deepspeed_whose_child_was_killed_is_not_believed(tmp_path: Path) -> None:
     assert supervisor(tmp_path, "7:0", "0:", kind="deepspeed").supervise() == 0
     assert ends(tmp_path) == [("crashed", 0), ("done", 0)]
