@@ -6,6 +6,7 @@ INSTALL = [
     "torch>=2.6",  # tensors, autograd, torch.distributed
     "torchvision>=0.21",  # timm needs its operators; transforms.v2 for augmentation
     "deepspeed>=0.17.5",  # ZeRO stages 0-3 and the multi-process launcher
+    "packaging>=23",  # which DeepSpeed is at hand: some cannot do what others can
     "transformers>=4.56",  # hf: text towers, tokenizers from a folder, the hf export
     "timm>=1.0.21",  # every vision tower (1.0.20 cannot build one without memory for its weights)
     "webdataset>=0.2.100",  # DataPipeline, on which all data stages run

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as torch_dist
+from packaging.version import Version
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.profiler import record_function
@@ -21,8 +22,11 @@ from pretrain import dist
 from pretrain.config import ConfigError, Section
 from pretrain.engine import deferred, ema, optim, overflow
 from pretrain.engine.precision import Autocast, LossScale, Precision
+from pretrain.models import blocks
 
 log = logging.getLogger("diptych")
+#: the first DeepSpeed whose stage 3 computes blocks again where some weights are frozen
+RECOMPUTES_FROZEN = Version("0.19.8")
 OWNED = (
     "train_batch_size",
     "train_micro_batch_size_per_gpu",
@@ -111,6 +115,20 @@ def deepspeed_config(
     return tree
 
 
+def refuse_lost_shapes(module: nn.Module, stage: int, version: str) -> None:
+    """Raise a ConfigError for frozen weights and recomputed blocks at stage 3 of a DeepSpeed that loses their shapes.
+
+    Tried with 0.17.5 to 0.19.7, on torch 2.6: what backward computes again finds weights of no elements.
+    """
+    frozen = any(not p.requires_grad for p in module.parameters())
+    if stage == 3 and frozen and blocks.any_recomputed(module) and Version(version) < RECOMPUTES_FROZEN:
+        raise ConfigError(
+            f"zero.stage=3: DeepSpeed {version} cannot compute blocks again in a model with frozen weights; install "
+            f"DeepSpeed {RECOMPUTES_FROZEN}, set model.vision.checkpointing and model.text.checkpointing to false, or "
+            "use another stage"
+        )
+
+
 class Engine:
     """A module under DeepSpeed: forward, backward, step, and its state by parameter name."""
 
@@ -150,6 +168,7 @@ class Engine:
         self.grad_clip = optim_config.grad_clip
         self.moments = optim.MOMENTS[optim_config.optimizer]
         self.loss_scale = LossScale() if precision == "fp16" else None
+        refuse_lost_shapes(module, config.stage, deepspeed.__version__)
         if config.offload != "none" and device.type == "cpu" and dist.is_main():
             log.warning("zero.offload: the device is the host itself; results are the same, no memory is saved")
         #: shapes as they are before ZeRO-3 empties the parameters
@@ -259,15 +278,12 @@ class Engine:
         what belongs to a module with children (a class token, a scale) is gathered here, since a method other than
         forward fires no hook. All ranks call it.
         """
-        import deepspeed
-
         was_training = self.module.training
         loose = [p for m in self.module.modules() if next(m.children(), None) for p in m.parameters(recurse=False)]
-        sharded = self.stage == 3 and bool(loose)
         self._exchange()
         self.module.eval()
         try:
-            with torch.no_grad(), deepspeed.zero.GatheredParameters(loose, enabled=sharded):
+            with torch.no_grad(), self.gathered(loose):
                 yield self.module
         finally:
             self.module.train(was_training)

@@ -64,6 +64,11 @@ def recompute(tower: nn.Module, every: bool | int, *, key: str) -> None:  # noqa
             block.forward = Recomputed(block.forward)  # type: ignore[method-assign]
 
 
+def any_recomputed(module: nn.Module) -> bool:
+    """Return whether some block of a module is computed again in backward."""
+    return any(isinstance(part.forward, Recomputed) for part in module.modules())
+
+
 def compile_all(module: nn.Module) -> int:
     """Compile every block's forward with torch.compile, inside its recomputation; return how many blocks there are.
 

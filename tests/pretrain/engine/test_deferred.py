@@ -2,7 +2,6 @@
 
 import ctypes
 import gc
-import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from pretrain.config import ConfigError, build
 from pretrain.engine import deferred, zero
 from pretrain.models import text
 from tests.pretrain.engine import test_large_models as large
+from tests.pretrain.memory_of_runs import resident
 
 TOWERS = [
     "vit_base_patch32_clip_224",
@@ -159,6 +159,7 @@ def trained(init: str, offload: str = "none", **towers) -> list[float]:
         made.close()
 
 
+@large.recomputes_frozen
 @pytest.mark.parametrize("offload", ["none", "all"])
 def test_it_trains_as_one_built_whole(ranks, offload):
     towers = {"vision_frozen": True, "vision_unlocked_blocks": 1, "vision_checkpointing": True}
@@ -169,10 +170,6 @@ def test_it_trains_as_one_built_whole(ranks, offload):
 
 def peak(init: str) -> tuple[int, int]:
     """Run on every rank: return how far resident memory grows while a model is built, and the model's bytes."""
-
-    def resident(key: str) -> int:
-        return 1024 * int(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
-
     tree = zero.deepspeed_config(zero.Config(stage=3), rows=1, grad_clip=1.0, trained=10**8)
     size = dict(width=512, layers=16)
     gc.collect()

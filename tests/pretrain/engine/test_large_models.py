@@ -1,12 +1,16 @@
 """What makes large models fit changes no loss: recomputed blocks, patch dropout, locked towers at every ZeRO stage."""
 
 import dataclasses
+from contextlib import nullcontext
 
+import deepspeed
 import pytest
 import torch
+from packaging.version import Version
 
 from pretrain import dist
 from pretrain.batch import Batch
+from pretrain.config import ConfigError
 from pretrain.engine import accumulate, zero
 from pretrain.models import blocks
 from pretrain.objectives import base, contrastive
@@ -29,10 +33,7 @@ def mixture(**keys) -> base.Mixture:
 def rows(step: int) -> Batch:
     """Return this rank's rows of a step."""
     whole = dataclasses.replace(tiny.batch(8, seed=step), draw_B=torch.arange(8) + 100 * step)
-    mine = slice(8 // dist.world() * dist.rank(), 8 // dist.world() * (dist.rank() + 1))
-    return dataclasses.replace(
-        whole, keys=whole.keys[mine], **{name: value[mine] for name, value in whole.tensors().items()}
-    )
+    return whole.split(8 // dist.world())[dist.rank()]
 
 
 def steps(made: zero.Engine, count: int = 3) -> list[float]:
@@ -94,6 +95,24 @@ def locked(stage: int) -> list[float]:
         made.close()
 
 
+#: what older ones are refused
+recomputes_frozen = pytest.mark.skipif(
+    Version(deepspeed.__version__) < zero.RECOMPUTES_FROZEN,
+    reason=f"stage 3 of DeepSpeed before {zero.RECOMPUTES_FROZEN} cannot compute blocks with frozen weights again",
+)
+
+
+@pytest.mark.parametrize(
+    ("stage", "version", "refused"), [(3, "0.19.7", True), (3, "0.19.8", False), (2, "0.17.5", False)]
+)
+def test_an_old_deepspeed_that_would_lose_frozen_weights_is_refused(stage, version, refused):
+    module = mixture(vision_frozen=True, vision_unlocked_blocks=1, vision_checkpointing=True)
+    with pytest.raises(ConfigError, match="cannot compute blocks again") if refused else nullcontext():
+        zero.refuse_lost_shapes(module, stage, version)
+    zero.refuse_lost_shapes(mixture(vision_checkpointing=True), stage, version)
+
+
+@recomputes_frozen
 def test_locked_towers_stay_to_the_bit_at_every_stage(ranks):
     first, *others = [ranks.run(2, locked, stage)[0] for stage in range(4)]
     for losses in others:
