@@ -94,7 +94,7 @@ def announce(recipe: Recipe, device: torch.device) -> plan.Plan | None:
         cpu = device.type != "cuda"
         limit = None if cpu else torch.cuda.get_device_properties(device).total_memory / memory.GIB
         name = None if cpu else torch.cuda.get_device_name(device)
-        nodes = max(1, ranks // int(os.environ.get("LOCAL_WORLD_SIZE") or ranks))
+        nodes = max(1, ranks // process.place(os.environ).local_world)
         found = plan.resolve(recipe, plan.Machines(ranks, nodes, cpu, name, limit))
     except (RuntimeError, NotImplementedError) as error:  # an operator that fake tensors do not know
         print(f"warning: the run cannot be planned, so there is no MFU: {error}", file=sys.stderr, flush=True)

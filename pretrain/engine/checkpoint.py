@@ -247,20 +247,25 @@ class Checkpoints:
         files["state.json"] = {"bytes": (hidden / "state.json").stat().st_size, "sha256": digest(hidden / "state.json")}
         write_atomic(hidden / "COMPLETE", json.dumps({"version": VERSION, "files": files}, indent=1).encode())
         _fsync_folder(hidden)
-        latest = final.with_name(f".latest.{self.folder.token[:8]}.part")
-        write_atomic(latest, final.name.encode() + b"\n")
+        latest = self._prepared(final)
         old = final.with_name(f".{final.name}.old.{self.folder.token[:8]}.part")
         self.folder.check_token()
         if final.exists():  # saved again at the same step, e.g. after it was found damaged
             os.rename(final, old)
         os.rename(hidden, final)
         self.folder.check_token()
-        os.replace(latest, final.parent / "latest")  # prepared above: needs no space
+        os.replace(latest, final.parent / "latest")
         _fsync_folder(final.parent)
         shutil.rmtree(old, ignore_errors=True)
         for path in complete(final.parent)[self.config.keep_last :]:
             if not self.config.keep_every or step_of(path) % self.config.keep_every:
                 shutil.rmtree(path, ignore_errors=True)
+
+    def _prepared(self, path: Path) -> Path:
+        """Return a file that names a checkpoint, to be put in the place of `latest`: that needs no space then."""
+        latest = path.with_name(f".latest.{self.folder.token[:8]}.part")
+        write_atomic(latest, path.name.encode() + b"\n")
+        return latest
 
     def go_back(self, path: Path, *, remove: bool) -> None:
         """Let `latest` name an older checkpoint, so that later ones count no more; or remove them. All ranks call it.
@@ -271,8 +276,7 @@ class Checkpoints:
         folder = path.parent
 
         def point() -> None:
-            latest = folder / f".latest.{self.folder.token[:8]}.part"
-            write_atomic(latest, path.name.encode() + b"\n")
+            latest = self._prepared(path)
             later = [p for p in complete(folder) if step_of(p) > step_of(path)]
             self.folder.check_token()
             os.replace(latest, folder / "latest")

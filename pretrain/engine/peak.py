@@ -4,6 +4,7 @@ From the vendors' data sheets, without sparsity; tensor cores for bf16 and fp16,
 it off for matrix products). A CPU has no such figure: it is measured by a matrix product.
 """
 
+import re
 import time
 
 import torch
@@ -36,8 +37,8 @@ KNOWN = {
 
 
 def of_name(name: str, precision: Precision) -> float | None:
-    """Return FLOP/s of the device whose name contains a known one, or None."""
-    found = next((rates for known, rates in KNOWN.items() if known in name.upper()), None)
+    """Return FLOP/s of the device whose name has a known one as words of its own (an RTX A4000 is no A40), or None."""
+    found = next((rates for known, rates in KNOWN.items() if re.search(rf"\b{known}\b", name.upper())), None)
     return found and TERA * found[0 if precision in DTYPES else 1]
 
 

@@ -39,7 +39,7 @@ def windowed(batches: Iterator[Batch], config: Config, folder: Path, *, first: i
     done = first
     try:
         while True:
-            if config.start is not None and done + 1 == config.start:
+            if dist.is_main() and config.start is not None and done + 1 == config.start:
                 profiler = _begin(config)
             if profiler is not None and config.start is not None and done + 1 == config.start + config.steps:
                 _end(profiler, folder, steps=config.steps)
@@ -66,8 +66,6 @@ def _begin(config: Config) -> torch.profiler.profile:
 
 def _end(profiler: torch.profiler.profile, folder: Path, *, steps: int) -> None:
     profiler.stop()
-    if not dist.is_main():
-        return
     out = folder / FOLDER
     out.mkdir(parents=True, exist_ok=True)
     profiler.export_chrome_trace(str(out / "trace.json"))

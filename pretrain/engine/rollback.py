@@ -9,8 +9,8 @@ Several such batches in a row, or a loss that jumps (`faults.spike`), mean that 
 goes back to a checkpoint and leaves out these batches and the few before them (as PaLM's training did by hand, section
 5.1 of arXiv:2204.02311).
 
-All of it is decided from what all ranks have agreed on, and written to `faults.jsonl` before anything follows from it:
-a run that is killed and goes on leaves out the same batches.
+All of it is decided from what all ranks have agreed on, and written to `faults.jsonl` before the next batch is trained
+on: a run that is killed and goes on leaves out the same batches, or meets the same trouble once more.
 """
 
 import json

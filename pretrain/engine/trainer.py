@@ -160,7 +160,7 @@ class Trainer:
         self.hooks = list(hooks)
         self.speed = speed
         self.rows = sections.train.rows_per_rank()
-        sections.optim.warmup_steps(steps)
+        sections.optim.learning_rate(0, steps)  # a schedule that does not fit is refused before anything is built
         if sections.train.compile:
             blocks.compile_all(module)
         self.engine = zero.Engine(
@@ -218,10 +218,10 @@ class Trainer:
             ConfigError: the data cannot.
         """
         wanted = self.faults.wanted(self.data.batch_at(start))
-        if wanted and self.data.exclude is None:
-            raise ConfigError("faults.leave_out: batches of data.order=stream have no numbers; leave it empty")
         if wanted and self.data.exclude is not None:
             self.data.exclude(wanted)
+        elif set(wanted) & set(self.sections.faults.leave_out):  # what the run itself left out is in no order to meet
+            raise ConfigError("faults.leave_out: batches of data.order=stream have no numbers; leave it empty")
 
     def _announce(self, state: dict[str, Any]) -> None:
         for problem in state["passed_over"]:
@@ -383,9 +383,11 @@ class Trainer:
         config = self.sections.faults
         found = dist.broadcast_object(checkpoint.complete(self.folder.checkpoints) if dist.is_main() else None)
         target = rollback.choose(found, index, config.back)
-        if target is None or self.data.exclude is None:
+        if self.data.exclude is None:
+            self._refuse(index, trouble, f"{self.faults.in_a_row} in a row, and data.order=stream cannot go back")
+        if target is None:
             self._refuse(index, trouble, f"{self.faults.in_a_row} in a row, and there is no checkpoint to go back to")
-        assert target is not None
+        assert target is not None and self.data.exclude is not None
         first = max(checkpoint.step_of(target), index - config.back)
         batches = sorted({self.data.batch_at(step) for step in range(first, index + 1)})
         self._refuse(index, trouble, self.faults.over_limit(batches, back=True))

@@ -11,7 +11,7 @@ from pretrain.data import synthetic
 from pretrain.data.format import ShardWriter
 from pretrain.dist import hash64
 from tests import tiny
-from tests.end_to_end.jobs import pretrain_and_tell
+from tests.end_to_end.jobs import losses, pretrain, pretrain_and_tell
 from tests.ranks import RankError
 
 
@@ -83,6 +83,12 @@ def test_a_batch_that_is_left_out_makes_room_for_the_next(ranks, config):
     assert told[1] == [told[0][0], told[0][2], told[0][4]]
     with pytest.raises(RankError, match=r"faults.leave_out: batches of data.order=stream have no numbers"):
         ranks.run(1, pretrain_and_tell, config, "run.name=stream", "data.order=stream", "faults.leave_out=[1]")
+    # what a stream's run has skipped by itself does not stop it later
+    run = config.parent / "runs" / "stream-goes-on"
+    run.mkdir()
+    (run / "faults.jsonl").write_text(json.dumps({"step": 1, "left_out": [1], "back_to": None}) + "\n")
+    ranks.run(1, pretrain, config, "run.name=stream-goes-on", "data.order=stream", "train.steps=2", "evals={}")
+    assert losses(run).keys() == {1, 2}
 
 
 def test_a_blend_goes_on_where_it_stopped(ranks, config, tmp_path):

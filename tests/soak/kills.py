@@ -14,23 +14,16 @@ import os
 import platform
 import random
 import signal
-import socket
 import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
+from launcher.world import free_port
 from pretrain.engine import checkpoint, pieces
 
 STEPS, EVERY, WORLD = 90, 3, 2
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def start(folder: Path, *, slow: float, steps: int = STEPS) -> list[int]:

@@ -14,6 +14,8 @@ def test_names_as_torch_gives_them():
     assert peak.of_name("NVIDIA L4", "fp16") == 121 * tera
     assert peak.of_name("NVIDIA GeForce RTX 4090", "bf16") == 165 * tera
     assert peak.of_name("abacus", "bf16") is None
+    for other in ("NVIDIA RTX A4000", "NVIDIA RTX A1000", "NVIDIA T400 4GB", "NVIDIA A10G"):
+        assert peak.of_name(other, "bf16") is None, "no A40, A100, T4, A10"
 
 
 def test_a_cpu_is_measured():
