@@ -74,6 +74,12 @@ def write(
     return counts
 
 
+def tell(out: Path, counts: Mapping[str, shards.Listed]) -> None:
+    """Print what `write` has written."""
+    total, size = (sum(row[at] for row in counts.values()) for at in (0, 1))
+    print(f"{out}: {total} samples in {len(counts)} shards, {size / 1e6:.1f} MB")
+
+
 def copied(piece: Piece) -> bytes:
     """Write one shard and return a note of it."""
     with shards.ShardWriter(piece.out) as writer, ExitStack() as stack:

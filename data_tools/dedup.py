@@ -84,6 +84,5 @@ def run(args: argparse.Namespace) -> int:
         splits = _rows.by_split(found.rows[keep], own)
         meta = {"source": sorted({path.absolute().parent.name for path in paths}), "dropped": int((~keep).sum())}
         counts = _copy.write(own, splits, args.out, shard_size=args.shard_size, engine=engine, meta=meta)
-    total, size = (sum(row[at] for row in counts.values()) for at in (0, 1))
-    print(f"{args.out}: {total} samples in {len(counts)} shards, {size / 1e6:.1f} MB")
+    _copy.tell(args.out, counts)
     return 0

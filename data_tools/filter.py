@@ -79,8 +79,7 @@ def run(args: argparse.Namespace) -> int:
             "rules": {name: value for name, value in limits._asdict().items() if value not in (None, False)},
         }
         counts = _copy.write(source, splits, args.out, shard_size=args.shard_size, engine=engine, meta=meta)
-    total, size = (sum(row[at] for row in counts.values()) for at in (0, 1))
-    print(f"{args.out}: {total} samples in {len(counts)} shards, {size / 1e6:.1f} MB")
+    _copy.tell(args.out, counts)
     return 0
 
 

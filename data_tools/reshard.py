@@ -68,8 +68,7 @@ def run(args: argparse.Namespace) -> int:
         renamed = sum(len(_rows.renamed(part, source)) for part in splits.values())
         meta = {"source": sorted({path.absolute().parent.name for path in paths}), "shuffle": args.shuffle}
         counts = _copy.write(source, splits, args.out, shard_size=args.shard_size, engine=engine, meta=meta)
-    total, size = (sum(row[at] for row in counts.values()) for at in (0, 1))
-    print(f"{args.out}: {total} samples in {len(counts)} shards, {size / 1e6:.1f} MB")
+    _copy.tell(args.out, counts)
     for split, part in splits.items():
         print(f"  {len(part):>8}  in {split}-*.tar")
     if renamed:

@@ -99,7 +99,7 @@ def resolve(recipe: Recipe, machines: Machines | None = None) -> Plan:
     top = peak.of_name(here.gpu, recipe.train.precision) if here.gpu else None
     if here.cpu and not here.throughput:
         top = peak.measured(recipe.train.precision)
-    rate = here.throughput or outlook.rate(step.flops, top, world=here.world if not here.cpu else 1, cpu=here.cpu)
+    rate = here.throughput or outlook.rate(step.flops, top, world=here.nodes if here.cpu else here.world, cpu=here.cpu)
     return Plan(
         machines=here,
         batch_size=recipe.train.batch_size,
@@ -161,9 +161,11 @@ def _length(plan: Plan) -> list[str]:
     out.append(
         _row("shards", f"{found.shards:,}", f"{found.shards_per_rank:,.3g} a rank, {found.remote} of them remote")
     )
+    note = f"in {found.open_shards} shards that batches are drawn from at a time"
     if found.working_set is not None:
-        note = f"GB in {found.open_shards} shards that batches are drawn from at a time"
-        out.append(_row("working set", f"{found.working_set / 1e9:,.3g}", note))
+        out.append(_row("working set", f"{found.working_set / 1e9:,.3g}", f"GB {note}"))
+    else:
+        out.append(_row("working set", "unknown", f"{note}: their sizes are seen when a run looks at them"))
     if plan.pairs_per_s and plan.seconds:
         share = outlook.PEAK_SHARE["cpu" if plan.machines.cpu else "cuda"]
         how = f"at {share:.0%} of the device's peak: an estimate" if plan.estimated else "as given"

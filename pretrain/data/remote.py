@@ -27,6 +27,7 @@ INDIRECT = {
     "async_wrapper", "asyncwrapper", "asynclocal", "blockcache", "cached", "dask", "data", "dir", "dvc", "filecache",
     "generic", "git", "jlab", "jupyter", "libarchive", "pyscript", "reference", "simplecache", "tar", "zip",
 }  # fmt: skip
+_SETTING = re.compile(r"\w+=")  # NAME=value before a command
 _SECRET = re.compile(r"(?i)sig|token|secret|credential|password|passwd|key|auth")
 _PLAIN = "/{},!*()'"  # as names in a list have them, braces to be expanded among them
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+._-]*):")
@@ -61,8 +62,9 @@ class Url:
     def shown(self) -> str:
         """The URL without what is secret."""
         if self.scheme in pipe.SCHEMES:  # a command may carry a token anywhere: its program and what it fetches
-            program = self.text.partition(":")[2].split()
-            return f"pipe:{' '.join(program[:1])} ... {self.name}"
+            words = self.text.partition(":")[2].split()
+            program = next((word for word in words if not _SETTING.match(word)), "")  # NAME=value before it may be one
+            return f"pipe:{program} ... {self.name}"
         if "::" in self.text:
             return "::".join(Url(link).shown for link in self.text.split("::"))
         parts = urlsplit(self.text)

@@ -57,7 +57,8 @@ class Examples:
         """Return for `count` captions the pictures that fit best and for as many pictures the captions."""
         kept = len(self.captions)
         score_SS = image_SE[:kept] @ text_SE[:kept].T  # picture by caption
-        chosen = [kept * n // count for n in range(min(count, kept))]
+        count = min(count, kept)
+        chosen = [kept * n // count for n in range(count)]
         out: dict[str, Any] = {"text_to_image": [], "image_to_text": []}
         for query in chosen:
             best = score_SS[:, query].topk(min(FOUND, kept)).indices.tolist()

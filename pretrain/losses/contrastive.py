@@ -100,6 +100,7 @@ class _BothDirections(torch.autograd.Function):
                     dy_ME[across].addmm_(p_tu.T, x_tE)
             dscale += (d_tE * x_BE[span]).sum()
             torch.mul(d_tE, scale, out=dx_BE[span])
+        del means  # as large as all texts, where captions are equal: `_take_matches` makes its own
         weight = grads[0] / (2 * len(x_BE))
         if dy_ME is not None:
             _take_matches(dy_ME, x_BE, 2 * scale, ctx.groups, own, ctx.tile)

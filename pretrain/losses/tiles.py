@@ -28,19 +28,22 @@ def full(x_BE: Tensor) -> Tensor:
 
 
 class Tiles:
-    """Tiles x y^T of one row span after another, in one buffer that each next tile overwrites."""
+    """Tiles x y^T of one row span of `like` after another, in one buffer that each next tile overwrites."""
 
     def __init__(self, like: Tensor, size: int) -> None:
         self.size = size
-        self._buffers = like.new_empty(2, size * size)
+        self._buffer = like.new_empty(min(size, len(like)) * size)
+        self._second: Tensor | None = None
 
     def scratch(self, tile_tu: Tensor) -> Tensor:
         """Return a second buffer [t, u] of a tile's shape; there is one."""
-        return self._buffers[1, : tile_tu.numel()].view_as(tile_tu)
+        if self._second is None:
+            self._second = torch.empty_like(self._buffer)
+        return self._second[: tile_tu.numel()].view_as(tile_tu)
 
     def along(self, x_tE: Tensor, y_ME: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield (columns, x y^T [t, u]) for all columns."""
         for columns in spans(len(y_ME), self.size):
             y_uE = y_ME[columns]
-            out_tu = self._buffers[0, : len(x_tE) * len(y_uE)].view(len(x_tE), len(y_uE))
+            out_tu = self._buffer[: len(x_tE) * len(y_uE)].view(len(x_tE), len(y_uE))
             yield columns, torch.mm(x_tE, y_uE.T, out=out_tu)

@@ -111,6 +111,7 @@ class Encodings:
         return self.model.scale
 
     @property
-    def bias(self) -> Tensor | None:
-        """SigLIP's bias, [1], or None."""
-        return self.model.logit_bias
+    def sides(self) -> dict[str, Tensor]:
+        """Both sides, unit norm [rows, E], and where the batch has them the hashes of captions [rows]."""
+        found = {"image": self.image, "text": self.text}
+        return found if self.batch.caption_B is None else {**found, "caption": self.batch.caption_B}

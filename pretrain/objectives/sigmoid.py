@@ -22,8 +22,7 @@ class Objective(base.Contrast):
 
     def features(self, encodings: Encodings) -> dict[str, Tensor]:
         """Return both sides and, where the batch has them, hashes of captions."""
-        found = {"image": encodings.image, "text": encodings.text}
-        return found if encodings.batch.caption_B is None else {**found, "caption": encodings.batch.caption_B}
+        return encodings.sides
 
     def loss_from_features(self, model: VLM, features: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss, the temperature and the bias."""

@@ -39,8 +39,7 @@ def cautions(
         )
     if limit is not None and memory.peak > 0.92 * limit * GIB:
         out.append(
-            f"memory: {memory.peak / GIB:.1f} GiB a rank do not fit {limit:g} GiB with a tenth to spare; "
-            f"{relief(recipe)}"
+            f"memory: {memory.peak / GIB:.1f} GiB a rank do not fit {limit:g} GiB with 8 % to spare; {relief(recipe)}"
         )
     return out
 
@@ -52,5 +51,11 @@ def relief(recipe: Recipe) -> str:
         ways.append("train.precision=bf16")
     if recipe.zero.stage < 3:
         ways.append(f"zero.stage={recipe.zero.stage + 1}")
+    if not recipe.model.vision.checkpointing or not recipe.model.text.checkpointing:
+        ways.append("model.vision.checkpointing=true, model.text.checkpointing=true")
+    if recipe.train.micro_batch_size is None:
+        ways.append("train.micro_batch_size")
+    if recipe.zero.offload == "none":
+        ways.append("zero.offload=optimizer")
     ways.append("a smaller train.batch_size or more ranks")
     return "try " + ", ".join(ways)

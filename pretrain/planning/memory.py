@@ -23,7 +23,6 @@ from pretrain.recipe import Recipe
 
 GIB = 2**30
 FLOAT = 4
-PROGRAM = 1.0 * GIB  # what no tensor shows: CUDA's context on a GPU; on a CPU the libraries of this process
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,14 @@
 """How long a run is and what it reads: samples, steps, epochs, shards a rank, remote working set, time."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain import recipe as recipes
 from pretrain.config import ConfigError
-from pretrain.data import format
+from pretrain.data import format, sources
 from pretrain.data.decode import BadSample
-from pretrain.data.format import ShardError
+from pretrain.data.format import Listed, ShardError
 from pretrain.data.names import expand
 from pretrain.data.order import Place
 from pretrain.data.shards import Store
@@ -74,13 +73,13 @@ def look(recipe: Recipe, *, world: int) -> Outlook:
 
 def _counted(paths: list[Path]) -> Iterator[tuple[int, int] | None]:
     """Yield (samples, bytes) of local shards, or None where neither dataset.json nor an index tells."""
-    listed: dict[Path, dict[str, dict[str, int]]] = {}
+    listed: dict[Path, dict[str, Listed]] = {}
     for path in paths:
         if path.parent not in listed:
-            listed[path.parent] = format.read_manifest(path.parent)["shards"]
+            listed[path.parent] = format.listed_in(path.parent)
         entry = listed[path.parent].get(path.name)
         if entry:
-            yield int(entry["samples"]), int(entry["bytes"])
+            yield entry[:2]
         elif path.exists() and format.index_path(path).exists():
             data = format.index_path(path).read_bytes()
             yield data.count(b"\n") - 1, path.stat().st_size
@@ -99,8 +98,6 @@ def text_length(recipe: Recipe, words: Tokenizer) -> int | None:
     path = expand(first, data)[0]
     if not isinstance(path, Path) or not format.index_path(path).exists():
         return None
-    from pretrain.data import sources
-
     try:
         source = sources.one(str(path), reader or data.reader, seed=recipe.run.seed, access=data)
         return max(_lengths(source, source.store, recipes.build_composer(recipe.model, words)), default=None)
@@ -125,8 +122,3 @@ def seconds(look: Outlook, *, batch_size: int, pairs_per_s: float | None) -> flo
 def rate(flops: float, peak: float | None, *, world: int, cpu: bool) -> float | None:
     """Return the pairs a second of all ranks that a usual share of the peak gives."""
     return PEAK_SHARE["cpu" if cpu else "cuda"] * peak * world / flops if peak and flops else None
-
-
-def finite(value: float | None) -> float | None:
-    """Return a number that JSON can hold."""
-    return value if value is not None and math.isfinite(value) else None

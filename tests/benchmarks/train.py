@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from pretrain import config, pretrained, recipe
+from pretrain.engine import peak
 from pretrain.exports.open_clip import Format
+from pretrain.planning.rehearsal import flop_counter
 from pretrain.recipe import Recipe
 from tests.benchmarks import pairs, same_batches, where_time_goes
 from tests.benchmarks.race import ROOT, machine
@@ -33,7 +34,6 @@ from tests.benchmarks.trainers import Lap, Task, read_open_clip, read_ours, run
 
 RESULTS = ROOT / "tests/benchmarks/results"
 ICONS = ROOT / "data/iconcaps"
-PEAK = 989.0  #: TFLOP/s of an H100 SXM, bf16 without sparsity
 
 
 class Case(NamedTuple):
@@ -98,7 +98,7 @@ def longest(task: Task, start: pretrained.Pretrained) -> int:
 def gflops(start: pretrained.Pretrained, length: int) -> float:
     """Return the GFLOP of one pair, forward and backward (twice the forward), with texts of `length` tokens."""
     size, model = start.config.vision.image_size, start.model
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with flop_counter() as counter, torch.no_grad():
         model.vision(torch.zeros(1, 3, size, size))
         model.text(torch.full((1, length), start.tokenizer.end, dtype=torch.int64))
     return 3 * counter.get_total_flops() / 1e9
@@ -141,8 +141,9 @@ def table(laps: Mapping[str, list[Lap]], flops: Mapping[str, float] | None) -> l
         row = f"| {name} | {statistics.median(rates):,.1f} | {by_round} | {statistics.median(ratios):.2f} | {waits:.3f}"
         if flops is not None:
             memory, stall = found[-1].memory, found[-1].stall
-            mfu = statistics.median(rates) * flops[name] / (PEAK * 1000)
-            row += f" | {100 * mfu:.1f} % | {_known(memory)} | {_known(stall)}"
+            top = peak.of(torch.device("cuda"), "bf16")
+            mfu = f"{100 * statistics.median(rates) * flops[name] * 1e9 / top:.1f} %" if top else "unknown"
+            row += f" | {mfu} | {_known(memory)} | {_known(stall)}"
         rows.append(row + " |")
     return rows
 

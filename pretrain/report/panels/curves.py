@@ -3,7 +3,7 @@
 from pretrain.report import page
 from pretrain.report.run import Run
 
-#: the rest of what a step reports is in the throughput panel
+#: in the throughput panel, or of the moment only
 ELSEWHERE = {
     "step", "samples", "samples_per_s", "samples_per_s_per_device", "data_wait", "step_time", "memory", "rss", "mfu",
     "memory_reserved", "tflops_per_device", "eta", "to_checkpoint", "time",

@@ -8,6 +8,9 @@ PLOTS = {
     "data wait, ms a step": ("data_wait", 1000.0),
     "step, ms": ("step_time", 1000.0),
     "MFU, %": ("mfu", 100.0),
+    "TFLOP/s a device": ("tflops_per_device", 1.0),
+    "memory that is reserved on the device, GiB": ("memory_reserved", 1.0),
+    "resident memory of the process, GiB": ("rss", 1.0),
     "device memory or peak of the process, GiB": ("memory", 1.0),
 }
 

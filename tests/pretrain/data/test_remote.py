@@ -419,6 +419,7 @@ def test_format_is_the_same_everywhere(server, folder, tmp_path):
 
 def test_what_is_secret_in_a_url_is_not_shown() -> None:
     for text, shown in (
+        ("pipe:TOKEN=abc HOST=h curl https://h/a.tar", "pipe:curl ... a.tar"),
         ("sftp://me:pw@host/a.tar", "sftp://host/a.tar"),
         ("s3://bucket/a.tar?versionId=7&X-Token=abc", "s3://bucket/a.tar?versionId=7&X-Token=..."),
         ("pipe:curl -H 'Authorization: abc' https://host/a.tar", "pipe:curl ... a.tar"),

@@ -9,7 +9,7 @@ import torch
 
 from pretrain import registry
 from pretrain.evals.base import Features
-from pretrain.evals.retrieval import Config, Eval
+from pretrain.evals.retrieval import Config, Eval, Examples
 from pretrain.metrics.interval import Score
 from pretrain.report import __main__ as command
 from pretrain.report import page, scores, write
@@ -95,3 +95,12 @@ def test_the_retrieval_eval_leaves_pictures_and_captions(tmp_path: Path) -> None
     (tmp_path / "retrieval.json").write_text(json.dumps({"step": 1, **made.examples}))
     shown = registry.find(write.PANELS, "retrieval").panel(Run(tmp_path))
     assert shown.count("<img") == 3 * 5 + 3 and page.text(first["caption"]) in shown
+
+
+def test_fewer_pairs_than_examples_are_each_shown_once() -> None:
+    found = Examples()
+    found.pictures = [torch.full((3, 4, 4), 80 * n, dtype=torch.uint8) for n in range(3)]
+    found.captions = ["one", "two", "three"]
+    tree = found.tree(torch.eye(3), torch.eye(3), torch.arange(3), count=6)
+    assert [example["caption"] for example in tree["text_to_image"]] == ["one", "two", "three"]
+    assert all(example["found"][0]["right"] for example in tree["text_to_image"])
