@@ -1,7 +1,8 @@
 """The currencies of the data flow: Record (bytes), Example (one decoded sample), Batch (tensors).
 
-Shapes: B = rows of the batch, N = images (a row may own several), C H W = channels, height, width,
-T = tokens, K = boxes (a row may own several). A model only ever sees a Batch.
+Shapes: B = rows of the batch, N = images (a row may own several), C H W = channels, height, width, T = tokens,
+U = tokens that a decoder reads, K = boxes (a row may own several); in region_KC, C = width of a feature.
+A model only ever sees a Batch.
 """
 
 from dataclasses import dataclass, field, fields, replace
@@ -51,12 +52,19 @@ class Batch:
     blocks_BT: Tensor | None = None  #: int64, 1 opens a new attention block, 0 joins the last
     valid_BT: Tensor | None = None  #: bool, False on padding
     labels_BT: Tensor | None = None  #: int64, -100 where a token does not count
+    decoder_tokens_BU: Tensor | None = None  #: int64, what a decoder reads: its start, then what it says but the last
+    decoder_labels_BU: Tensor | None = (
+        None  #: int64, what it says at each of these places; -100 where it does not count
+    )
+    codes_B: Tensor | None = None  #: bool, the decoder of this row writes image codes
+    weight_B: Tensor | None = None  #: float32, what the row's loss is multiplied with; None: 1
     target_B: Tensor | None = None  #: int64 class index
     caption_B: Tensor | None = None  #: int64 hash of what makes two captions equal
     source_B: Tensor | None = None  #: int64, the row's place in data.blend; None without a blend
     draw_B: Tensor | None = None  #: int64, the sample's hash, for draws on the device
     boxes_K4: Tensor | None = None  #: float32, x0 y0 x1 y1 in [0, 1] of the row's first image, which is shown whole
     box_owner_K: Tensor | None = None  #: int64, the row that box k belongs to
+    region_KC: Tensor | None = None  #: float32, a detector's feature of each box
     meta: list[dict[str, Any]] = field(default_factory=list)  #: each row's json member, for evals
     shards: list[str] = field(default_factory=list)  #: each row's shard: (shard, key) names a sample
     bad: list[dict[str, str]] = field(default_factory=list)  #: samples replaced here: epoch, shard, key, reason
@@ -89,7 +97,7 @@ class Batch:
         cut: dict[str, Any] = {}
         for name, value in self.tensors().items():
             owner = {"image_NCHW": self.owner_N, "owner_N": self.owner_N}.get(name)
-            owner = self.box_owner_K if name in ("boxes_K4", "box_owner_K") else owner
+            owner = self.box_owner_K if name in ("boxes_K4", "box_owner_K", "region_KC") else owner
             mine = slice(start, stop) if owner is None else (owner >= start) & (owner < stop)
             cut[name] = value[mine] - start if name in ("owner_N", "box_owner_K") else value[mine]
         filler = max(0, min(stop, len(self)) - max(start, len(self) - self.filler))

@@ -84,12 +84,12 @@ def resolve(recipe: Recipe, machines: Machines | None = None) -> Plan:
     here = machines or Machines(world=dist.world(), cpu=not torch.cuda.is_available())
     words = recipes.build_tokenizer(recipe.model)
     read = outlook.text_length(recipe, words)
-    length = read or recipe.model.text.context_length
+    length = read or recipe.model.lengths[0]
     rows = max(1, recipe.train.batch_size // here.world)
     micro = min(recipe.train.micro_batch_size or rows, rows)
     step = rehearsal.rehearse(recipe, words, rows=micro, length=length)
     found = outlook.look(recipe, world=here.world)
-    width = recipe.model.embed_dim
+    width = recipe.model.joint_width
     loss = rehearsal.gathered(rows, world=here.world, width=width)
     loss += rehearsal.accumulated(rows=rows, width=width) if micro < rows else 0
     saves = bool(recipe.checkpoint.every_minutes) or (recipe.checkpoint.every_steps or 10**12) < (found.steps or 0)

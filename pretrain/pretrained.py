@@ -18,6 +18,7 @@ from pretrain.data.compose import Composer
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.transforms import Transform
 from pretrain.engine import checkpoint
+from pretrain.models import base as models
 from pretrain.models import convert_dual_encoder, convert_open_clip, convert_transformers, vlm
 
 ENCODER = "text_encoder"  #: where a `diptych` export keeps the encoder of an hf: text tower
@@ -31,11 +32,11 @@ KINDS = (
 class Pretrained:
     """A model with all that it needs to be used: how pictures and texts become its inputs, and where it is from."""
 
-    model: vlm.VLM  #: in eval mode
+    model: Any  #: in eval mode
     tokenizer: Tokenizer
     transform: Transform
     composer: Composer
-    config: vlm.Config
+    config: Any  #: the model's section
     weights_hash: str  #: of names, shapes and values: equal for a run, its exports and their imports
     source: str  #: the folder that the weights were read from
 
@@ -70,20 +71,20 @@ def load(
     return found
 
 
-def build(section: vlm.Config, words: Tokenizer, weights: Mapping[str, Tensor], *, source: str) -> Pretrained:
+def build(section: models.Config, words: Tokenizer, weights: Mapping[str, Tensor], *, source: str) -> Pretrained:
     """Return the model of a config filled with weights, which must be all of its weights.
 
     Raises:
         ConfigError: config and weights do not belong together.
     """
-    bare = section.model_copy(deep=True)
-    # how it was trained is no part of what it is
-    bare.vision.checkpointing, bare.text.checkpointing, bare.vision.patch_dropout = False, False, 0.0
-    if any(name.startswith("vision.trunk.") and name.endswith(("weight", "bias")) for name in weights):
+    bare = section.bare()
+    if isinstance(bare, vlm.Config) and any(
+        name.startswith("vision.trunk.") and name.endswith(("weight", "bias")) for name in weights
+    ):
         bare.vision.weights = None  # the file that training started from need not exist any more
     model = recipe.build_model(bare, words)
     missing, unexpected = model.load_state_dict(weights, strict=False)
-    beside = ("text.encoder.", "vision.trunk.") if bare.vision.weights else ("text.encoder.",)  # read just now
+    beside = bare.read_from_files  # read just now
     missing = [name for name in missing if not name.startswith(beside)]
     if missing or unexpected:
         raise ConfigError(
@@ -130,7 +131,7 @@ def _checkpoint(path: Path, *, step: int | None, average: bool) -> Pretrained:
             raise ConfigError(f"run {path}: no complete checkpoint yet; train until the first is saved")
         found = complete[0]
     tree = config.read_yaml(run / "config.yaml")
-    section = config.build(vlm.Config, tree.get("model", {}), where=f"{run / 'config.yaml'}: model")
+    section = recipe.model_section(tree.get("model", {}), where=f"{run / 'config.yaml'}: model")
     words = tokenizer.load(run / "tokenizer" if (run / "tokenizer").is_dir() else section.tokenizer)
     state = checkpoint.read_weights(found, average=average)
     weights = {n.removeprefix("model."): x for n, x in state.items() if n.startswith("model.")}
@@ -139,8 +140,8 @@ def _checkpoint(path: Path, *, step: int | None, average: bool) -> Pretrained:
 
 def _diptych(path: Path) -> Pretrained:
     tree = config.read_yaml(path / "config.yaml").get("model", {})
-    section = config.build(vlm.Config, tree, where=f"{path / 'config.yaml'}: model")
-    if section.text.name.startswith("hf:"):
+    section = recipe.model_section(tree, where=f"{path / 'config.yaml'}: model")
+    if isinstance(section, vlm.Config) and section.text.name.startswith("hf:"):
         section.text.name = f"hf:{path / ENCODER}"
     words = tokenizer.load(path / "tokenizer")
     return build(section, words, _read(path / "model.safetensors"), source=str(path))

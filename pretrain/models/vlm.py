@@ -5,6 +5,7 @@ Shapes: N = images, B = rows, T = tokens, P = patches, C = width, E = joint embe
 
 import math
 from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -13,24 +14,72 @@ from torch.nn import functional as F
 from torch.profiler import record_function
 
 from pretrain.batch import Batch
-from pretrain.config import Section
+from pretrain.config import ConfigError
+from pretrain.models import base
 from pretrain.models import text as text_towers
 from pretrain.models import vision as vision_towers
 from pretrain.models.depth import Depth
 
 
-class Config(Section):
+class Config(base.Config):
     """`model:` towers, joint width, tokenizer and the learned temperature."""
 
+    name: Literal["vlm"] = "vlm"
     vision: vision_towers.Config = Field(default_factory=vision_towers.Config)
     text: text_towers.Config = Field(default_factory=text_towers.Config)
     embed_dim: int = Field(default=512, gt=0)
-    tokenizer: str = "clip"  #: `clip`, or a transformers tokenizer folder
     logit_scale: float = math.log(1 / 0.07)  #: start of the learned log temperature (CLIP; SigLIP: ln 10)
     logit_bias: float | None = None  #: start of the learned bias (SigLIP: -10)
 
+    @property
+    def look(self) -> base.Look:
+        """Return how pictures are prepared."""
+        return base.Look(self.vision.image_size, self.vision.interpolation)
 
-class VLM(nn.Module):
+    @property
+    def lengths(self) -> tuple[int, int | None]:
+        """Return the most tokens of a text; there is no decoder."""
+        return self.text.context_length, None
+
+    @property
+    def joint_width(self) -> int:
+        """Return the width of the joint space."""
+        return self.embed_dim
+
+    @property
+    def from_scratch(self) -> bool:
+        """Return whether neither tower is read from a file."""
+        return not self.vision.weights and not self.text.name.startswith("hf:")
+
+    @property
+    def read_from_files(self) -> tuple[str, ...]:
+        """Return where a transformers encoder and a trunk with a file of weights lie."""
+        return ("text.encoder.", "vision.trunk.") if self.vision.weights else ("text.encoder.",)
+
+    @property
+    def recomputable(self) -> tuple[str, ...]:
+        """Return the overrides that let backward recompute the towers."""
+        if self.vision.checkpointing and self.text.checkpointing:
+            return ()
+        return ("model.vision.checkpointing=true, model.text.checkpointing=true",)
+
+    def bare(self) -> "Config":
+        """Return the towers without recomputation and patch dropout."""
+        out = self.model_copy(deep=True)
+        out.vision.checkpointing, out.text.checkpointing, out.vision.patch_dropout = False, False, 0.0
+        return out
+
+    def architecture(self) -> dict[str, Any]:
+        """Return the towers, as checkpoints have named them from the first."""
+        beside = {"checkpointing", "patch_dropout"}  # how it is trained
+        tree = self.model_dump(mode="json", exclude={"name": True, "tokenizer": True, "vision": beside, "text": beside})
+        for tower in (tree["vision"], tree["text"]):
+            if not tower["unlocked_blocks"]:  # older checkpoints have no such key
+                del tower["unlocked_blocks"]
+        return tree
+
+
+class VLM(base.Model):
     """Two towers and a temperature (CLIP, Radford et al. 2021, arXiv:2103.00020)."""
 
     provides = ("image", "text")
@@ -43,6 +92,19 @@ class VLM(nn.Module):
         self.text = text_towers.build(config.text, config.embed_dim, end=end, pad=pad)
         self.logit_scale = nn.Parameter(torch.tensor([config.logit_scale]))  # [1]: DeepSpeed fails on 0-dim
         self.logit_bias = None if config.logit_bias is None else nn.Parameter(torch.tensor([config.logit_bias]))
+
+    @classmethod
+    def build(cls, config: Config, words: base.Vocabulary) -> "VLM":
+        """Return a freshly initialised model whose vocabulary is the tokenizer's."""
+        section = config.model_copy(deep=True)
+        if section.text.vocab_size is None:
+            section.text.vocab_size = words.size
+        if section.text.vocab_size < words.size:
+            raise ConfigError(
+                f"model.text.vocab_size: {section.text.vocab_size} is too small, the tokenizer {config.tokenizer} "
+                f"has {words.size} ids; leave it out to take the tokenizer's size"
+            )
+        return cls(section, end=words.end, pad=words.pad)
 
     @property
     def scale(self) -> Tensor:
@@ -60,6 +122,9 @@ class VLM(nn.Module):
     def forward(self, batch: Batch) -> "Encodings":
         """Return the lazily computed features of a batch."""
         return Encodings(self, batch)
+
+
+Model = VLM
 
 
 class Encodings:

@@ -10,7 +10,7 @@ So both can be trained in micro-batches with the gradient of the whole batch (en
 returned apart from the loss, so a meter cannot mistake one for the other.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from pretrain import dist, registry
 from pretrain.batch import Batch
 from pretrain.config import ConfigError, Section
 from pretrain.models.depth import Depth
-from pretrain.models.vlm import VLM, Encodings
+from pretrain.models.vlm import Encodings
 
 
 class Config(Section):
@@ -78,7 +78,7 @@ class Contrast(Objective):
         """
         raise NotImplementedError
 
-    def loss_from_features(self, model: VLM, features: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_from_features(self, model: Any, features: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return this rank's loss (its mean over ranks is the global loss) and scalars to log.
 
         Args:
@@ -91,7 +91,7 @@ class Contrast(Objective):
 class Mixture(nn.Module):
     """Model and objectives behind one forward: ZeRO-3 gathers parameters by its hooks, so nothing calls around it."""
 
-    def __init__(self, model: VLM, objectives: Mapping[str, Objective]) -> None:
+    def __init__(self, model: Any, objectives: Mapping[str, Objective]) -> None:
         super().__init__()
         self.model = model
         self.objectives = nn.ModuleDict(objectives)
@@ -140,7 +140,7 @@ class Mixture(nn.Module):
         batches: list[Batch],
         *,
         prepared: list[Share] | None = None,
-        want: str | None = None,
+        want: str | Callable[[Any, Batch], Any] | None = None,
         pull: tuple[dict[str, Tensor], list[Tensor | None]] | None = None,
     ) -> Any:
         """Return (loss, logs) of a step's batches, all rows compared with each other; or what `want` or `pull` ask for.
@@ -149,10 +149,13 @@ class Mixture(nn.Module):
             batches: what this rank has of the step, or one micro-batch of it.
             prepared: what `prepare` returned for these batches; None: they are a step of their own.
             want: "image" or "text": unit-norm features [rows, E] of the first batch, for evals; "features": what
-                `contrast` takes.
+                `contrast` takes; a function: what it returns of the model and the first batch, e.g. written text
+                (ZeRO-3's hooks gather each module that it calls; all ranks must call the same).
             pull: gradients of `contrast` for these features and for `head`. The loss is then that of the other
                 objectives, plus a term of value zero that has these gradients.
         """
+        if callable(want):
+            return want(self.model, batches[0])
         if want in ("image", "text"):
             return getattr(self.model(batches[0]), want)
         assert self.objectives, "a step needs an objective"
@@ -192,7 +195,7 @@ def _tied(values: Mapping[Any, Tensor], grads: Mapping[Any, Tensor | None], part
     return total - total.detach()
 
 
-def build(sections: Mapping[str, Config], model: VLM) -> Mixture:
+def build(sections: Mapping[str, Config], model: Any) -> Mixture:
     """Return the mixture that the config names."""
     plugs = {name: registry.find("pretrain.objectives", name) for name in sections}
     return Mixture(model, {name: plug.Objective(sections[name]) for name, plug in plugs.items()})

@@ -27,7 +27,6 @@ from pretrain.batch import Batch
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.engine import optim
 from pretrain.engine.precision import Autocast
-from pretrain.models.vlm import VLM
 from pretrain.objectives import base as objectives
 
 
@@ -80,8 +79,8 @@ class Step:
     flops: float  #: of a sample, forward and backward; what is computed twice counts once
 
 
-def made_up_batch(rows: int, *, size: int, length: int) -> Batch:
-    """Return a batch of the right shapes, to be called under a fake mode."""
+def made_up_batch(rows: int, *, size: int, length: int, written: int | None = None) -> Batch:
+    """Return a batch of the right shapes, to be called under a fake mode; `written` are the tokens of a decoder."""
     draw_B = torch.zeros(rows, dtype=torch.long)
     tokens_BT = torch.zeros(rows, length, dtype=torch.long)
     return Batch(
@@ -94,6 +93,8 @@ def made_up_batch(rows: int, *, size: int, length: int) -> Batch:
         labels_BT=torch.zeros_like(tokens_BT),
         caption_B=torch.zeros_like(draw_B),
         draw_B=draw_B,
+        decoder_tokens_BU=None if written is None else torch.zeros(rows, written, dtype=torch.long),
+        decoder_labels_BU=None if written is None else torch.zeros(rows, written, dtype=torch.long),
     )
 
 
@@ -104,7 +105,7 @@ def hollow(recipe: recipes.Recipe, words: Tokenizer) -> Iterator[nn.Module]:
     Raises:
         ConfigError: what the objectives need, the model does not provide.
     """
-    objectives.refuse_unserved(recipe.objectives, VLM.provides)
+    objectives.refuse_unserved(recipe.objectives, recipes.model_class(recipe.model).provides)
     with torch.device("meta"):
         mixture = objectives.build(recipe.objectives, recipes.build_model(recipe.model, words))
     before = torch.__future__.get_overwrite_module_params_on_conversion()
@@ -137,7 +138,7 @@ def _rehearse(recipe: recipes.Recipe, mixture: nn.Module, *, rows: int, length: 
     trained = [p.numel() for p in mixture.parameters() if p.requires_grad]
     groups = optim.build(mixture, recipe.optim, device=torch.device("cpu")).param_groups
     model = mixture.model
-    batch = made_up_batch(rows, size=recipe.model.vision.image_size, length=length)
+    batch = made_up_batch(rows, size=recipe.model.look.size, length=length, written=recipe.model.lengths[1])
     wrapped = Autocast(mixture, recipe.train.precision, device_type="cpu").train()
     live, flops = LiveBytes(), flop_counter()
     with flops, live:
