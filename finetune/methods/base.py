@@ -7,7 +7,7 @@ Shapes: B = rows, N = images, K = classes, E = joint embedding width.
 
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,9 @@ class Method(nn.Module):
     needs: ClassVar[tuple[str, ...]] = ("image",)  #: of the base: image, text, text_embeds
     trains: ClassVar[tuple[str, ...]] = ()  #: patterns over parameter names, e.g. "head.*" or "model.vision.*"
     fits: ClassVar[bool] = False  #: solved at once by `fit`, not trained step by step
+    #: features: of a picture it reads the frozen model's unit-norm feature alone, which can be computed once and kept
+    pictures_by: Literal["features", "pixels"] = "pixels"
+    scale_1: Tensor  #: the frozen model's temperature, where pictures are read by features
 
     def __init__(self, config: Any, pretrained: Pretrained, names: list[str]) -> None:
         super().__init__()
@@ -42,6 +45,7 @@ class Method(nn.Module):
         self.model = pretrained.model
         self.tokenizer = pretrained.tokenizer
         self.names = names
+        self.register_buffer("scale_1", self.model.scale.detach().clone(), persistent=False)
 
     def train(self, mode: bool = True) -> "Method":  # noqa: FBT001, FBT002 (nn.Module's signature)
         """Switch mode; a base of which nothing trains stays in eval mode, without dropout or moving statistics."""
@@ -61,6 +65,13 @@ class Method(nn.Module):
 
     def classify(self, batch: Batch, classes_KE: Tensor | None) -> Tensor:
         """Return logits [N, K] of a batch of pictures; `classes_KE` is what `classes` returned."""
+        return self.classify_features(self.model(batch).image, classes_KE)
+
+    def classify_features(self, image_NE: Tensor, classes_KE: Tensor | None) -> Tensor:
+        """Return logits [N, K] of pictures' unit-norm features, where `pictures_by` says that these are enough.
+
+        It calls no tower that sees pictures: the features may come from a table.
+        """
         raise NotImplementedError
 
     def fit(self, read: Read) -> dict[str, float]:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from finetune.methods import base
-from pretrain.batch import Batch
 from pretrain.config import ConfigError
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.pretrained import Pretrained
@@ -49,6 +48,7 @@ class Method(base.Method):
     serves = ("classify",)
     needs = ("image", "text", "text_embeds")
     trains = ("context.*",)
+    pictures_by = "features"
     config: Config
 
     def __init__(self, config: Config, pretrained: Pretrained, names: list[str]) -> None:
@@ -87,11 +87,10 @@ class Method(base.Method):
         out_KE = self.model.text(self.tokens_KT, embeds_BTC=self.prompts()).text_BE
         return F.normalize(out_KE.float(), dim=-1)
 
-    def classify(self, batch: Batch, classes_KE: Tensor | None) -> Tensor:
+    def classify_features(self, image_NE: Tensor, classes_KE: Tensor | None) -> Tensor:
         """Return scaled cosines [N, K]."""
         assert classes_KE is not None
-        encodings = self.model(batch)
-        return encodings.scale * encodings.image @ classes_KE.T
+        return self.scale_1 * image_NE @ classes_KE.T
 
 
 def _refuse_long(names: list[str], prompts: list[tuple[list[int], list[int]]], length: int, *, limit: int) -> None:

@@ -63,6 +63,7 @@ class Method(base.Method):
         vision = pretrained.model.vision
         width = vision.width if config.features == "penultimate" else pretrained.model.config.embed_dim
         self.head = nn.Linear(width, len(names))
+        self.pictures_by = "features" if config.features == "joint" else "pixels"
 
     def features(self, batch: Batch) -> Tensor:
         """Return the frozen features [N, D]."""
@@ -75,6 +76,11 @@ class Method(base.Method):
     def classify(self, batch: Batch, classes_KE: Tensor | None) -> Tensor:
         """Return logits [N, K]."""
         return self.head(self.features(batch))
+
+    def classify_features(self, image_NE: Tensor, classes_KE: Tensor | None) -> Tensor:
+        """Return logits [N, K] of joint features, for a head that was solved on them."""
+        assert self.config.features == "joint"
+        return self.head(image_NE)
 
     def fit(self, read: base.Read) -> dict[str, float]:
         """Encode on all ranks, solve on the first, give every rank the head.

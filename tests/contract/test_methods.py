@@ -106,3 +106,17 @@ def test_coop_is_refused_on_a_tower_that_takes_no_embeddings():
     with pytest.raises(ConfigError, match=r"coop writes word embeddings .* 'hf:folder' does not take"):
         base.refuse_base("coop", section)
     base.refuse_base("linear_probe", section)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_method_that_reads_features_answers_from_them_as_from_pictures(name, folder):
+    method = make(name, pretrained.load(folder)).eval()
+    if method.pictures_by == "pixels":
+        pytest.skip("reads the pictures themselves")
+    batch = labelled()
+    with torch.no_grad():
+        classes_KE = method.classes()
+        want_NK = method.classify(batch, classes_KE)
+        assert torch.equal(method.classify_features(method.model(batch).image, classes_KE), want_NK)
+        scaled_NK = method.scale_1 * method.model(batch).image @ torch.eye(16)
+        assert torch.equal(scaled_NK, method.model.scale * method.model(batch).image)
