@@ -143,9 +143,12 @@ def build_tokenizer(model: models.Config) -> Tokenizer:
 
 def build_model(model: models.Config, words: Tokenizer) -> Any:
     """Return a freshly initialised model whose vocabulary is the tokenizer's."""
-    return model_class(model).build(
-        model, models.Vocabulary(words.vocab_size, end=words.end, pad=words.pad, start=words.start)
-    )
+    return model_class(model).build(model, vocabulary(words))
+
+
+def vocabulary(words: Tokenizer) -> models.Vocabulary:
+    """Return what a model must know of its tokenizer."""
+    return models.Vocabulary(words.vocab_size, end=words.end, pad=words.pad, start=words.start)
 
 
 def build_mixture(recipe: Recipe, words: Tokenizer) -> Mixture:

@@ -50,6 +50,16 @@ class Config(Section):
         raise NotImplementedError
 
     @property
+    def vocabulary_size(self) -> int | None:
+        """Return the ids that the config itself fixes; None: as many as the tokenizer has."""
+        return None
+
+    @property
+    def regions(self) -> tuple[int, int] | None:
+        """Return the most boxes of a row and the numbers of a box's feature; None: no detector's features are read."""
+        return None
+
+    @property
     def joint_width(self) -> int:
         """Return the numbers of a feature that rows are compared by; 0 where none are."""
         return 0

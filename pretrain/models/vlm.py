@@ -42,6 +42,11 @@ class Config(base.Config):
         return self.text.context_length, None
 
     @property
+    def vocabulary_size(self) -> int | None:
+        """Return the rows of the text tower's table."""
+        return self.text.vocab_size
+
+    @property
     def joint_width(self) -> int:
         """Return the width of the joint space."""
         return self.embed_dim
