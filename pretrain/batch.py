@@ -39,6 +39,10 @@ class Example:
     meta: dict[str, Any] = field(default_factory=dict)  #: the sample's json member, for evals and tasks
     draw: int = 0
     shard: str = ""  #: the shard's path, as in Record
+    weight: float = 1.0  #: what its loss is multiplied with
+    unlearned: int = 0  #: so many tokens of the suffix, from its beginning, carry no loss
+    codes: bool = False  #: the suffix is codes of an image, not text
+    hole: bool = False  #: the middle half of each side of its pictures is hidden
 
 
 @dataclass(slots=True)
@@ -47,6 +51,7 @@ class Batch:
 
     keys: list[str]
     image_NCHW: Tensor | None = None  #: uint8, channels last in memory; towers normalise it. Floats: normalised already
+    hole_N: Tensor | None = None  #: bool, the middle half of each side is zeroed once it is normalised; None: none
     owner_N: Tensor | None = None  #: int64, the row that image n belongs to
     tokens_BT: Tensor | None = None  #: int64, trimmed to the longest text of the rows
     blocks_BT: Tensor | None = None  #: int64, 1 opens a new attention block, 0 joins the last
@@ -96,7 +101,7 @@ class Batch:
     def _rows(self, start: int, stop: int) -> "Batch":
         cut: dict[str, Any] = {}
         for name, value in self.tensors().items():
-            owner = {"image_NCHW": self.owner_N, "owner_N": self.owner_N}.get(name)
+            owner = self.owner_N if name in ("image_NCHW", "owner_N", "hole_N") else None
             owner = self.box_owner_K if name in ("boxes_K4", "box_owner_K", "region_KC") else owner
             mine = slice(start, stop) if owner is None else (owner >= start) & (owner < stop)
             cut[name] = value[mine] - start if name in ("owner_N", "box_owner_K") else value[mine]

@@ -7,7 +7,7 @@ Text is trimmed to the longest row of the batch. That is exact: causal text neve
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -41,6 +41,9 @@ class Row:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
+R = TypeVar("R", bound=Row)
+
+
 class Composer:
     """Puts the text of examples together for causal towers: every token sees itself and what is before it."""
 
@@ -56,19 +59,21 @@ class Composer:
         ids = self.tokenizer.wrap([*prefix, *self.tokenizer.ids(example.suffix[:most])], self.context_length)
         given = len(prefix) + (self.tokenizer.start is not None)
         labels = [IGNORE if place < given else token for place, token in enumerate(ids)]
+        return self._row(Row, example, images, ids=ids, blocks=[1] * len(ids), labels=labels)
+
+    def _row(self, kind: type[R], example: Example, images: list[Pixels], **text: Any) -> R:
+        """Return a row of its text, and of what an example says beside it."""
         same = example.group or " ".join(f"{example.prefix} {example.suffix}".split()).lower()
-        return Row(
+        return kind(
             key=example.key,
             shard=example.shard,
             images=images,
-            ids=ids,
-            blocks=[1] * len(ids),
-            labels=labels,
             caption=hash64("caption", same),
             draw=example.draw,
             target=example.target,
             boxes_K4=example.boxes_K4,
             meta=example.meta,
+            **text,
         )
 
     def collate(self, rows: list[Row]) -> Batch:
@@ -83,10 +88,10 @@ class Composer:
             shards=[row.shard for row in rows],
             image_NCHW=_stack(images) if images else None,
             owner_N=torch.tensor(owners) if images else None,
-            tokens_BT=_pad([row.ids for row in rows], length, self.tokenizer.pad),
-            blocks_BT=_pad([row.blocks for row in rows], length, 1),
+            tokens_BT=padded([row.ids for row in rows], length, self.tokenizer.pad),
+            blocks_BT=padded([row.blocks for row in rows], length, 1),
             valid_BT=valid_BT,
-            labels_BT=_pad([row.labels for row in rows], length, IGNORE),
+            labels_BT=padded([row.labels for row in rows], length, IGNORE),
             target_B=torch.tensor([row.target for row in rows]),
             caption_B=torch.tensor([row.caption for row in rows]),
             draw_B=torch.tensor([row.draw for row in rows]),
@@ -112,5 +117,6 @@ def _stack(images: list[Pixels]) -> Tensor:
     return out_NHWC.permute(0, 3, 1, 2)
 
 
-def _pad(rows: list[list[int]], length: int, value: int) -> Tensor:
+def padded(rows: list[list[int]], length: int, value: int) -> Tensor:
+    """Return rows of numbers as int64 [rows, length], filled up with `value`."""
     return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows], dtype=torch.int64)

@@ -92,6 +92,10 @@ class Config(Section):
         """Return what the model adds to the tokenizer's vocabulary (sentinels, codes, bins), in the order of ids."""
         return ()
 
+    def opening(self, words: Vocabulary) -> tuple[int, ...]:
+        """Return the tokens that a decoder starts from: the start token, or the padding where there is none (T5)."""
+        return (words.pad if words.start is None else words.start,)
+
 
 class Model(nn.Module):
     """Base of every model."""
