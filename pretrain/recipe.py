@@ -130,7 +130,7 @@ def build_composer(model: models.Config, words: Tokenizer) -> Composer:
     given, written = model.lengths
     if written is None:
         return Composer(words, context_length=given)
-    return Seq2SeqComposer(words, context_length=given, written=written, opening=model.opening(_vocabulary(words)))
+    return Seq2SeqComposer(words, context_length=given, written=written, opening=model.opening(vocabulary(words)))
 
 
 def build_transform(model: models.Config) -> Transform:
