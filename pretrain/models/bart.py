@@ -11,17 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pretrain.models.base import Memory, Vocabulary
+from pretrain.models.base import Memory
 from pretrain.models.cache import Cache
-from pretrain.models.encoder_decoder import (
-    Config,
-    EncoderDecoder,
-    WordTable,
-    dropped,
-    heads,
-    initialise,
-    start_token,
-)
+from pretrain.models.encoder_decoder import Config, EncoderDecoder, WordTable, dropped, heads, initialise
 
 OFFSET = 2  #: the first rows of the tables of positions are never read, a leftover of fairseq's padding
 STD = 0.02
@@ -121,10 +113,6 @@ class Bart(EncoderDecoder):
         self.decoder = Stack(config, decoder=True)
         self.register_buffer("final_logits_bias", torch.zeros(1, config.vocab_size))
         initialise(self.modules(), STD)
-
-    def first(self, words: Vocabulary) -> tuple[int, ...]:
-        """Return </s> <s>: the label of a task is said after the second."""
-        return (words.end, start_token(words, key="model.text.backbone"))
 
     def encode(
         self, tokens_BL: Tensor, valid_BL: Tensor, visual_BNC: Tensor | None = None, valid_BN: Tensor | None = None

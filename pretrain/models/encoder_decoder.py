@@ -10,8 +10,8 @@ from pydantic import Field, StrictBool, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pretrain.config import ConfigError, Section
-from pretrain.models.base import Memory, Vocabulary
+from pretrain.config import Section
+from pretrain.models.base import Memory
 from pretrain.models.cache import Cache
 
 
@@ -60,14 +60,6 @@ class EncoderDecoder(nn.Module):
 
     shared: WordTable
 
-    def first(self, words: Vocabulary) -> tuple[int, ...]:
-        """Return the tokens that the decoder starts from.
-
-        Raises:
-            ConfigError: the tokenizer lacks one of them.
-        """
-        raise NotImplementedError
-
     def encode(
         self, tokens_BL: Tensor, valid_BL: Tensor, visual_BNC: Tensor | None = None, valid_BN: Tensor | None = None
     ) -> Memory:
@@ -87,17 +79,6 @@ def heads(x_BTC: Tensor, count: int) -> Tensor:
 def dropped(p: float, module: nn.Module) -> float:
     """Return the dropout that a module applies now."""
     return p if module.training else 0.0
-
-
-def start_token(words: Vocabulary, *, key: str) -> int:
-    """Return the tokenizer's start token.
-
-    Raises:
-        ConfigError: it has none.
-    """
-    if words.start is None:
-        raise ConfigError(f"{key}: BART's decoder starts from </s> and <s>, the tokenizer has no start token")
-    return words.start
 
 
 def initialise(modules: Any, std: float) -> None:

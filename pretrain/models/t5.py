@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pretrain.models.base import Memory, Vocabulary
+from pretrain.models.base import Memory
 from pretrain.models.cache import Cache
 from pretrain.models.encoder_decoder import Config, EncoderDecoder, WordTable, dropped, heads
 
@@ -173,10 +173,6 @@ class T5(EncoderDecoder):
         self.encoder = Stack(config, decoder=False)
         self.decoder = Stack(config, decoder=True)
         nn.init.normal_(self.shared.weight)
-
-    def first(self, words: Vocabulary) -> tuple[int, ...]:
-        """Return the padding token: what the decoder says first is what it is asked for."""
-        return (words.pad,)
 
     def encode(
         self, tokens_BL: Tensor, valid_BL: Tensor, visual_BNC: Tensor | None = None, valid_BN: Tensor | None = None

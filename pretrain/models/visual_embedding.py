@@ -35,10 +35,9 @@ class VisualEmbedding(nn.Module):
     def forward(self, feature_BRF: Tensor, box_BR4: Tensor, image_BR: Tensor, region_BRC: Tensor) -> Tensor:
         """Return visual tokens [B, R, C]; `region_BRC` are the rows of the word table."""
         dtype = region_BRC.dtype
-        x_BRC = self.feat_embedding(feature_BRF.to(dtype)) + self.absolute_vis_pos_embedding(
-            self.place(box_BR4.to(dtype))
-        )
-        x_BRC = x_BRC + self.img_order_embedding(image_BR) + region_BRC
+        look_BRC = self.feat_embedding(feature_BRF.to(dtype))
+        place_BRC = self.absolute_vis_pos_embedding(self.place(box_BR4.to(dtype)))
+        x_BRC = look_BRC + place_BRC + self.img_order_embedding(image_BR) + region_BRC
         return x_BRC if self.layer_norm is None else self.layer_norm(x_BRC)
 
     def place(self, box_BR4: Tensor) -> Tensor:

@@ -98,6 +98,21 @@ class Config(base.Config):
         """Return the sentinels of masked text and of regions; T5's own tokenizers have the first."""
         return SYMBOLS
 
+    def opening(self, words: base.Vocabulary) -> tuple[int, ...]:
+        """Return T5's padding, whose decoder says at once what it is asked for; or BART's </s> <s>, which says it next.
+
+        Raises:
+            ConfigError: BART's tokenizer has no start token.
+        """
+        if self.text.backbone == "t5":
+            return (words.pad,)
+        if words.start is None:
+            raise ConfigError(
+                f"model.text.backbone: BART's decoder starts from </s> <s>, {self.tokenizer} has no start token; "
+                "take backbone=t5 or another tokenizer"
+            )
+        return (words.end, words.start)
+
 
 class VLT5(base.Writer):
     """A joint encoder, a decoder and the visual embedding between them and the source of visual tokens."""
@@ -120,7 +135,7 @@ class VLT5(base.Writer):
         )
         if not rms:
             initialise(self.visual_embedding.modules(), STD)
-        self.first, self.end = self.text.first(words), words.end
+        self.first, self.end = config.opening(words), words.end
         if config.text.weights:
             convert_vlt5.start_from(self, config.text.weights)
         blocks.recompute(self.text, config.text.checkpointing, key="model.text.checkpointing")
