@@ -1,8 +1,7 @@
 """OFA: one encoder-decoder for pictures, text, boxes and image codes, all of them tokens of one vocabulary.
 
 Wang et al. 2022 (arXiv:2202.03052). The vocabulary is the text's, then `<code_0>` ..., then `<bin_0>` ..., whose ids
-follow from its size. A row whose decoder writes codes (Batch.codes_B) and that has a picture is image infilling: the
-middle half of the picture is hidden here, after normalisation, so that no reader can forget to.
+follow from its size.
 
 Shapes: B = rows, N = images, T = source tokens, U = decoder tokens, S = states of the memory, C = width,
 V = vocabulary.
@@ -45,8 +44,7 @@ class OFA(base.Writer):
 
     def __init__(self, config: Config, words: base.Vocabulary) -> None:
         super().__init__()
-        assert words.start is not None, "refused by build"
-        self.config, self.first, self.end = config, (words.start,), words.end
+        self.config, self.first, self.end = config, config.opening(words), words.end
         size = config.shape
         shape = Shape(
             size.width, size.hidden, size.heads, config.attention_scale, config.dropout, config.attention_dropout
@@ -78,23 +76,19 @@ class OFA(base.Writer):
         """Return a freshly initialised model.
 
         Raises:
-            ConfigError: the vocabulary has no start token, another size, or no room for codes and bins.
+            ConfigError: the vocabulary has another size than the config says, or no room for codes and bins.
         """
         size = config.vocab_size or words.size
-        if words.size not in (size, 0):
+        if words.size != size:
             raise ConfigError(
                 f"model.vocab_size: {size}, the tokenizer with the model's codes and bins has {words.size} ids; "
                 "leave it out to take the tokenizer's"
-            )
-        if words.start is None:
-            raise ConfigError(
-                f"model.tokenizer: {config.tokenizer} has no start token, which OFA's decoder begins with"
             )
         if size <= config.codes + config.bins:
             raise ConfigError(
                 f"model.vocab_size: {size} ids have no room beside {config.codes} codes and {config.bins} bins"
             )
-        return cls(config.model_copy(deep=True), words._replace(size=size))
+        return cls(config.model_copy(deep=True), words)
 
     def _positions(self, layers: int) -> Positions:
         c = self.config
@@ -167,11 +161,11 @@ class OFA(base.Writer):
                 f"data.reader: gives {len(image_NCHW)} pictures for {rows} rows, OFA reads one a row; paste them "
                 "side by side into one"
             )
+        if batch.hole_N is not None:
+            image_NCHW = hide_middle(image_NCHW, batch.hole_N)
         owner_N = torch.arange(rows, device=device) if batch.owner_N is None else batch.owner_N
         image_BCHW = image_NCHW.new_zeros(rows, *image_NCHW.shape[1:]).index_copy(0, owner_N, image_NCHW)
         seen_B = seen_B.index_fill(0, owner_N, value=True)
-        if batch.codes_B is not None:
-            image_BCHW = hide_middle(image_BCHW, batch.codes_B)
         return image_BCHW.contiguous(memory_format=torch.channels_last), seen_B
 
     def remember(self, batch: Batch) -> base.Memory:
@@ -224,12 +218,12 @@ def codes_of(batch: Batch, device: torch.device) -> Tensor:
     return torch.zeros(len(batch), dtype=torch.bool, device=device)
 
 
-def hide_middle(image_BCHW: Tensor, codes_B: Tensor) -> Tensor:
-    """Return pictures with the middle half of each side set to zero where a row writes codes."""
-    height, width = image_BCHW.shape[-2:]
-    middle_HW = torch.zeros(height, width, dtype=torch.bool, device=image_BCHW.device)
+def hide_middle(image_NCHW: Tensor, hole_N: Tensor) -> Tensor:
+    """Return normalised pictures with the middle half of each side set to zero in some of them."""
+    height, width = image_NCHW.shape[-2:]
+    middle_HW = torch.zeros(height, width, dtype=torch.bool, device=image_NCHW.device)
     middle_HW[height // 4 : height - height // 4, width // 4 : width - width // 4] = True
-    return image_BCHW.masked_fill(codes_B[:, None, None, None] & middle_HW, 0.0)
+    return image_NCHW.masked_fill(hole_N[:, None, None, None] & middle_HW, 0.0)
 
 
 def _rising(rate: float, layers: int) -> list[float]:

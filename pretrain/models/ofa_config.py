@@ -97,6 +97,11 @@ class Config(base.Config):
         return self.source_length, self.target_length
 
     @property
+    def vocabulary_size(self) -> int | None:
+        """Return the ids that the config fixes, codes and bins included."""
+        return self.vocab_size
+
+    @property
     def symbols(self) -> tuple[str, ...]:
         """Return codes, then bins: the last ids of the vocabulary."""
         return (*(f"<code_{n}>" for n in range(self.codes)), *(f"<bin_{n}>" for n in range(self.bins)))
