@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from pretrain.batch import Batch
 from pretrain.config import ConfigError
-from pretrain.models import base, blocks
+from pretrain.models import base, blocks, convert_ofa
 from pretrain.models.cache import Cache
 from pretrain.models.depth import Depth
 from pretrain.models.ofa_config import CODE_PIXELS, Config
@@ -66,8 +66,7 @@ class OFA(base.Writer):
             window=config.code_image_size // CODE_PIXELS,
         )
         self._initialise()
-        if config.stem_weights:
-            stem.load_file(config.stem_weights)
+        self._start_from_files()
         for stack in (self.encoder, self.decoder):
             blocks.recompute(nn.ModuleDict({"layers": stack.layers}), config.checkpointing, key="model.checkpointing")
 
@@ -112,6 +111,20 @@ class OFA(base.Writer):
                 nn.init.zeros_(part.bias)
         with torch.no_grad():
             self.embed_tokens.weight[self.embed_tokens.padding_idx] = 0
+
+    def _start_from_files(self) -> None:
+        c = self.config
+        if c.weights:
+            state = convert_ofa.to_ours(convert_ofa.read(c.weights, key="model.weights"))
+            try:
+                self.load_state_dict(state)
+            except RuntimeError as error:
+                raise ConfigError(f"model.weights: {c.weights} does not fit the model ({str(error)[:400]})") from None
+        if c.text_weights:
+            bart = convert_ofa.read(c.text_weights, key="model.text_weights")
+            self.load_state_dict(convert_ofa.from_bart(bart, self.state_dict()), strict=False)
+        if c.stem_weights:
+            self.encoder.embed_images.fill(convert_ofa.read(c.stem_weights, key="model.stem_weights"))
 
     def depths(self) -> dict[str, Depth]:
         """Return where each parameter lies: embeddings, stem and absolute positions are layer 0 of their stack."""

@@ -28,7 +28,8 @@ SIZES = {
     "large": Size(1024, 4096, 16, 12, 12, "resnet152"),
     "huge": Size(1280, 5120, 16, 24, 12, "resnet152"),
 }
-TRAINING = {"tokenizer", "checkpointing", "sample_patches", "stem_weights", "dropout", "attention_dropout", "drop_path"}
+FILES = ("weights", "text_weights", "stem_weights")
+TRAINING = {"tokenizer", "checkpointing", "sample_patches", "dropout", "attention_dropout", "drop_path", *FILES}
 
 
 class Config(base.Config):
@@ -43,7 +44,9 @@ class Config(base.Config):
     decoder_layers: int | None = Field(default=None, gt=0)
     stem: str | tuple[int, int, int] | None = None  #: resnet50, resnet101, resnet152, or blocks of its three stages
     stem_width: int = Field(default=64, gt=0)
-    stem_weights: str | None = None  #: a local ResNet classifier (.pth, .safetensors), torchvision's or timm's names
+    weights: str | None = None  #: a release of OFA to start from: fairseq's .pt, or the transformers branch's .bin
+    text_weights: str | None = None  #: a BART to start the text stack from, its file of weights
+    stem_weights: str | None = None  #: a ResNet classifier to start the stem from, torchvision's or timm's names
     batch_norm: Norm = "plain"  #: statistics of each rank's rows, of all ranks' (sync), or never updated (frozen)
     image_size: int = Field(default=384, gt=0)
     code_image_size: int = Field(default=128, gt=0)  #: pixels a side of what image codes show; infilling: the middle
@@ -75,6 +78,8 @@ class Config(base.Config):
             pixels, each = getattr(self, key), CODE_PIXELS if key == "code_image_size" else STRIDE
             if pixels is not None and (pixels % each or pixels > each * self.image_bucket):
                 raise ValueError(f"{key}: {pixels} is no multiple of {each} up to {each * self.image_bucket}")
+        if self.weights and (self.text_weights or self.stem_weights):
+            raise ValueError("weights holds the text stack and the stem too; leave text_weights and stem_weights out")
         for key, most in (("source_length", self.positions), ("target_length", self.positions + 2)):
             if getattr(self, key) > most:
                 raise ValueError(f"{key}: {getattr(self, key)}, the tables know {most} places; raise model.positions")
@@ -108,8 +113,8 @@ class Config(base.Config):
 
     @property
     def from_scratch(self) -> bool:
-        """Return whether the stem is not read from a file."""
-        return self.stem_weights is None
+        """Return whether nothing is read from a file."""
+        return not any(getattr(self, key) for key in FILES)
 
     @property
     def recomputable(self) -> tuple[str, ...]:
@@ -117,8 +122,9 @@ class Config(base.Config):
         return () if self.checkpointing else ("model.checkpointing=true",)
 
     def bare(self) -> "Config":
-        """Return the model without recomputation, sampled patches and the file that training started from."""
-        return self.model_copy(update={"checkpointing": False, "sample_patches": None, "stem_weights": None}, deep=True)
+        """Return the model without recomputation, sampled patches and the files that training started from."""
+        beside = {"checkpointing": False, "sample_patches": None, **dict.fromkeys(FILES)}
+        return self.model_copy(update=beside, deep=True)
 
     def architecture(self) -> dict[str, Any]:
         """Return what must not change when a run goes on."""

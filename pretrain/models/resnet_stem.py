@@ -8,7 +8,6 @@ Shapes: N = images, C H W = channels, height, width.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -113,27 +112,19 @@ class ResNetStem(nn.Module):
         x = self.maxpool(F.relu(self.bn1(self.conv1(image_NCHW))))
         return self.layer3(self.layer2(self.layer1(x)))  # type: ignore[operator]
 
-    def load_file(self, path: str) -> None:
-        """Fill the stem with a classifier's weights; its last stage and head are left out.
+    def fill(self, state: Mapping[str, Tensor]) -> None:
+        """Take a classifier's weights, torchvision's or timm's names; its last stage and head are left out.
 
         Raises:
-            ConfigError: the file is not there, or of another net.
+            ConfigError: they are of another net.
         """
-        if not Path(path).is_file():
-            raise ConfigError(f"model.stem_weights: {path} is no file; give a ResNet's .pth or .safetensors")
-        if path.endswith(".safetensors"):
-            from safetensors.torch import load_file
-
-            state: Mapping[str, Tensor] = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
         mine = {name: x for name, x in state.items() if not name.startswith(("layer4.", "fc."))}
         try:
             missing, unexpected = self.load_state_dict(mine, strict=False)
         except RuntimeError as error:
-            raise ConfigError(f"model.stem_weights: {path} does not fit the stem ({str(error)[:300]})") from None
+            raise ConfigError(f"model.stem_weights: they do not fit the stem ({str(error)[:300]})") from None
         missing = [name for name in missing if not name.endswith("num_batches_tracked")]
         if missing or unexpected:
             raise ConfigError(
-                f"model.stem_weights: {path} does not fit the stem; missing {missing[:3]}, left over {unexpected[:3]}"
+                f"model.stem_weights: they do not fit the stem; missing {missing[:3]}, left over {unexpected[:3]}"
             )

@@ -3,10 +3,12 @@
 GOLDEN was computed with `OFAModel` of modelscope 1.9.5 (the transformers layout of the release) in float64.
 """
 
+import argparse
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import BartConfig, BartModel
 
 from pretrain.batch import Batch
@@ -131,3 +133,26 @@ def test_bart_fills_the_text_stack(tmp_path: Path) -> None:
     assert all(taken[name].shape == ours[name].shape for name in taken)
     with pytest.raises(ConfigError, match="take its width"):
         convert_ofa.from_bart({**theirs, "shared.weight": torch.zeros(32, 16)}, ours)
+
+
+def test_a_run_may_start_from_files(tmp_path: Path) -> None:
+    released = convert_ofa.to_fairseq(model().float().state_dict())
+    torch.save({"model": released, "args": argparse.Namespace(arch="ofa_base"), "cfg": None}, tmp_path / "ofa.pt")
+    started = ofa.OFA.build(section().model_copy(update={"weights": str(tmp_path / "ofa.pt")}), WORDS)
+    assert all(torch.equal(value.float(), started.state_dict()[name].float()) for name, value in
+               model().float().state_dict().items())  # fmt: skip
+    assert not started.config.from_scratch and started.config.bare().weights is None
+    parts = {name: value for name, value in convert_ofa.to_ours(released).items() if "embed_images." in name}
+    save_file({name.partition("embed_images.")[2]: value.clone() for name, value in parts.items()},
+              tmp_path / "stem.safetensors")  # fmt: skip
+    stem = ofa.OFA.build(section().model_copy(update={"stem_weights": str(tmp_path / "stem.safetensors")}), WORDS)
+    assert all(torch.equal(stem.state_dict()[name].double(), value.double()) for name, value in parts.items())
+    for keys, word in (
+        ({"weights": str(tmp_path / "none.pt")}, "is no file"),
+        ({"weights": str(tmp_path / "ofa.pt"), "hidden": 48}, "does not fit"),
+        ({"text_weights": str(tmp_path / "stem.safetensors")}, "BART"),
+    ):
+        with pytest.raises(ConfigError, match=word):
+            ofa.OFA.build(section().model_copy(update=keys), WORDS)
+    with pytest.raises(ValueError, match="holds the text stack"):
+        ofa.Config(weights="a", stem_weights="b")
