@@ -58,18 +58,25 @@ class Job:
         self.task: tasks.Task = registry.find("finetune.tasks", section.task.name).Task(section.task)
         self.splits: Splits = self.task.prepare(self.folder.path / "data")
         dist.seed_step(section.run.seed, "method")  # the same first weights on every rank
-        plug = registry.find("finetune.methods", section.method.name)
-        for split in plug.Method.splits(section.method):
-            self._refuse_empty(split)
-        self.method: methods.Method = plug.Method(section.method, self.base, self.splits.names)
+        self.method = self.build()
         self.module = Finetune(self.method).to(device)
 
-    def _refuse_empty(self, split: str) -> None:
-        if not getattr(self.splits, split):
-            raise ConfigError(
-                f"task.data: has no {split} split, and too few samples to take one from train; "
-                f"method.name={self.recipe.method.name} needs one as it is configured"
-            )
+    def build(self) -> methods.Method:
+        """Return the method as it is before training.
+
+        Raises:
+            ConfigError: it needs a split that the data lacks, or cannot be built on this base.
+        """
+        name = self.recipe.method.name
+        plug = registry.find("finetune.methods", name)
+        for split in plug.Method.splits(self.recipe.method):
+            if not getattr(self.splits, split):
+                raise ConfigError(
+                    f"task.data: has no {split} split, and too few samples to take one from train; "
+                    f"method.name={name} needs one as it is configured"
+                )
+        method: methods.Method = plug.Method(self.recipe.method, self.base, self.splits.names)
+        return method
 
     def read(self, split: str, *, views: int = 0) -> Iterator[Batch]:
         """Return this rank's part of a split, in order, on the device; all ranks get equally many batches.
