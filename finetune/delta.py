@@ -31,8 +31,10 @@ def write(
     write_atomic(path, save({n: p.detach().cpu().contiguous() for n, p in trained.items()}, metadata=about))
 
 
-def read(path: Path, pretrained: Pretrained) -> base.Method:
+def read(path: Path, pretrained: Pretrained, *, names: list[str] | None = None) -> base.Method:
     """Return the method that a delta was saved from, on its base, in eval mode.
+
+    `names` are other classes than it was trained on, for a method with `open_classes`.
 
     Raises:
         ConfigError: no delta, a damaged one, or one of another base.
@@ -53,7 +55,7 @@ def read(path: Path, pretrained: Pretrained) -> base.Method:
     tree = json.loads(about["method"])
     plug = registry.find("finetune.methods", str(tree.get("name")))
     section = config.build(plug.Config, tree, where=f"{path}: method")
-    method: base.Method = plug.Method(section, pretrained, json.loads(about["classes"]))
+    method: base.Method = plug.Method(section, pretrained, names or json.loads(about["classes"]))
     missing, unexpected = method.load_state_dict(weights, strict=False)
     missing = sorted(set(method.trained()) & set(missing))
     if missing or unexpected:

@@ -1,7 +1,7 @@
 """The currencies of the data flow: Record (bytes), Example (one decoded sample), Batch (tensors).
 
 Shapes: B = rows of the batch, N = images (a row may own several), C H W = channels, height, width,
-T = tokens, K = boxes (a row may own several). A model only ever sees a Batch.
+E = joint width, T = tokens, K = boxes (a row may own several). A model only ever sees a Batch.
 """
 
 from dataclasses import dataclass, field, fields, replace
@@ -47,6 +47,8 @@ class Batch:
     keys: list[str]
     image_NCHW: Tensor | None = None  #: uint8, channels last in memory; towers normalise it. Floats: normalised already
     owner_N: Tensor | None = None  #: int64, the row that image n belongs to
+    image_NE: Tensor | None = None  #: float32, unit-norm features that a frozen tower gave of the rows' one image each
+    pooled_NC: Tensor | None = None  #: float32, what that tower's trunk gave before the projection
     tokens_BT: Tensor | None = None  #: int64, trimmed to the longest text of the rows
     blocks_BT: Tensor | None = None  #: int64, 1 opens a new attention block, 0 joins the last
     valid_BT: Tensor | None = None  #: bool, False on padding

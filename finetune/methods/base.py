@@ -35,8 +35,10 @@ class Method(nn.Module):
     needs: ClassVar[tuple[str, ...]] = ("image",)  #: of the base: image, text, text_embeds
     trains: ClassVar[tuple[str, ...]] = ()  #: patterns over parameter names, e.g. "head.*" or "model.vision.*"
     fits: ClassVar[bool] = False  #: solved at once by `fit`, not trained step by step
-    #: features: of a picture it reads the frozen model's unit-norm feature alone, which can be computed once and kept
-    pictures_by: Literal["features", "pixels"] = "pixels"
+    open_classes: bool = False  #: answers about classes that it was not trained on
+    #: of a picture it reads the frozen model's unit-norm feature alone, or what that is projected from (pooled): both
+    #: can be computed once and kept
+    pictures_by: Literal["features", "pooled", "pixels"] = "pixels"
     scale_1: Tensor  #: the frozen model's temperature, where pictures are read by features
 
     def __init__(self, config: Any, pretrained: Pretrained, names: list[str]) -> None:

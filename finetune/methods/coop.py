@@ -53,6 +53,7 @@ class Method(base.Method):
 
     def __init__(self, config: Config, pretrained: Pretrained, names: list[str]) -> None:
         super().__init__(config, pretrained, names)
+        self.open_classes = not config.per_class
         tokenizer, text = pretrained.tokenizer, pretrained.model.text
         given = tokenizer.ids(config.words) if config.words else None
         length = len(given) if given else config.length or LENGTH

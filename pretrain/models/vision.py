@@ -49,6 +49,7 @@ class Output(NamedTuple):
 
     tokens_NPC: Tensor  #: patch tokens before pooling, without class token
     image_NE: Tensor  #: projected, not normalised
+    pooled_NC: Tensor  #: what was projected
 
 
 class Normalise(nn.Module):
@@ -108,7 +109,7 @@ class VisionTower(nn.Module):
         image_NCHW = self.normalise(image_NCHW).contiguous(memory_format=torch.channels_last)
         features = self.trunk.forward_features(image_NCHW)
         pooled_NC = self.trunk.forward_head(features, pre_logits=True)
-        return Output(self._tokens(features), self.projection(pooled_NC))
+        return Output(self._tokens(features), self.projection(pooled_NC), pooled_NC)
 
     def _tokens(self, features: Tensor) -> Tensor:
         if features.ndim == 4:  # a convolutional map, channels first

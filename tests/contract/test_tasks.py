@@ -14,13 +14,18 @@ TASKS = registry.names("finetune.tasks")
 METHODS = registry.names("finetune.methods")
 
 
+DATA = {"classify": tiny.class_folders}  #: what tasks of a kind read
+
+
 def recipe_file(folder, *, method: str, task: str):
-    export, data = tiny.export(folder / "export"), tiny.class_folders(folder / "mine")
+    plug = registry.find("finetune.tasks", task)
+    export, data = tiny.export(folder / "export"), DATA[plug.Task.kind](folder / "mine")
+    shots = "shots: 2, " if "shots" in plug.Config.model_fields else ""
     tree = f"""
 base: {export}
 run: {{name: {method}_{task}, dir: {folder}/runs}}
 method: {{name: {method}}}
-task: {{name: {task}, data: {data}, shots: 2, batch_size: 4}}
+task: {{name: {task}, data: {data}, {shots}batch_size: 4}}
 data: {{workers: 0}}
 train: {{steps: 3, batch_size: 4}}
 optim: {{optimizer: sgd, lr: 0.1, schedule: epoch_cosine, grad_clip: 0}}
