@@ -109,12 +109,19 @@ def cut(samples: Iterable[Sample]) -> Found:
     return found
 
 
+def count(paths: list[str]) -> int:
+    """Return the number of samples of shards."""
+    return sum(resolve(paths).sizes) if paths else 0
+
+
 def spoken(name: str) -> str:
     """Return a class name as a prompt says it."""
     return name.strip().replace("_", " ")
 
 
-class _Picture(NamedTuple):
+class Picture(NamedTuple):
+    """A file that has not been read yet."""
+
     path: Path
     extension: str
 
@@ -122,13 +129,18 @@ class _Picture(NamedTuple):
         return {self.extension: self.path.read_bytes()}
 
 
-def _picture(path: Path, where: str) -> _Picture:
+def picture(path: Path, where: str) -> Picture:
+    """Return a file, which must be there.
+
+    Raises:
+        ConfigError: it is not, or it is no picture.
+    """
     extension = path.suffix[1:].lower()
     if extension not in IMAGES:
         raise ConfigError(f"{where}: {path} has no extension of a picture ({', '.join(IMAGES)})")
     if not path.is_file():
         raise ConfigError(f"{where}: there is no picture {path}; check what its path starts from")
-    return _Picture(path, extension)
+    return Picture(path, extension)
 
 
 def _folders(folder: Path) -> list[str]:
@@ -148,7 +160,7 @@ def _pictures(folder: Path, names: list[str]) -> list[Sample]:
         if path.parent.name not in names:
             raise ConfigError(f"task.data: {path.parent} has no folder of its name in train")
         key, name = path.relative_to(folder).as_posix(), path.parent.name
-        out.append(Sample(key, names.index(name), spoken(name), _Picture(path, path.suffix[1:].lower())))
+        out.append(Sample(key, names.index(name), spoken(name), Picture(path, path.suffix[1:].lower())))
     return out
 
 
@@ -168,7 +180,7 @@ def _table(path: Path) -> Found:
     found: Found = {split: [] for split in SPLITS}
     for number, row in enumerate(rows, 2):
         where, name = f"task.data: line {number} of {path}", row["class"].strip()
-        sample = Sample(row["path"], names.index(name), spoken(name), _picture(path.parent / row["path"], where))
+        sample = Sample(row["path"], names.index(name), spoken(name), picture(path.parent / row["path"], where))
         split = {"val": "validation"}.get(given := row.get("split") or "train", given)
         if split not in SPLITS:
             raise ConfigError(f"{where}: split is {given!r}, expected one of {', '.join(SPLITS)}")
@@ -187,7 +199,7 @@ def _zhou(path: Path, images: Path) -> Found:
         ) from error
     where = f"{path}, task.images"
     return {
-        split: [Sample(p, c, spoken(n), _picture(images / p, where)) for p, c, n in rows[key]]
+        split: [Sample(p, c, spoken(n), picture(images / p, where)) for p, c, n in rows[key]]
         for split, key in zip(SPLITS, ("train", "val", "test"))
     }
 

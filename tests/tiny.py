@@ -127,11 +127,11 @@ def export(folder: Path) -> Path:
     return folder
 
 
-def class_folders(folder: Path, *, train: int = 6, test: int = 5) -> Path:
-    """Write `folder`/{train,test}/CLASS/*.png: shapes of three colours (once), and return the folder."""
+def class_folders(folder: Path, *, train: int = 6, test: int = 5, colours: int = 3) -> Path:
+    """Write `folder`/{train,test}/CLASS/*.png: shapes of some colours (once), and return the folder."""
     if not folder.exists():
         for split, count in (("train", train), ("test", test)):
-            for colour in range(3):
+            for colour in range(colours):
                 for number in range(count):
                     # synthetic.CLASSES counts shapes first: six of them a colour
                     index = 48 * (number + 10 * (split == "test")) + 6 * colour + number % 6
