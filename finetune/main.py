@@ -27,9 +27,10 @@ from finetune.splits import Splits
 from finetune.tasks import base as tasks
 from pretrain import command, config, dist, pretrained, registry
 from pretrain.batch import Batch
+from pretrain.config import ConfigError
 from pretrain.data import loader
 from pretrain.data.quarantine import Quarantine
-from pretrain.engine import process
+from pretrain.engine import optim, process
 from pretrain.engine.run_folder import RunFolder
 from pretrain.engine.trainer import Data, Identity, Trainer
 from pretrain.evals.base import Features
@@ -63,6 +64,8 @@ class Job:
         self.splits: Splits = self.task.prepare(self.folder.path / "data")
         dist.seed_step(section.run.seed, "method")  # the same first weights on every rank
         plug = registry.find("finetune.methods", section.method.name)
+        for split in plug.Method.splits(section.method):
+            self._refuse_empty(split)
         self.method: methods.Method = plug.Method(section.method, self.base, self.splits.names)
         self.module: torch.nn.Module = Finetune(self.method).to(device)
         if self.task.kind == "retrieve":
@@ -71,9 +74,19 @@ class Job:
         for shards in self.shards().values():
             self.reading.encode(shards)
 
-    def read(self, split: str) -> Iterator[Batch]:
-        """Return this rank's part of a split, in order, on the device; all ranks get equally many batches."""
-        return self.reading.scan(self.shards()[split], split)
+    def _refuse_empty(self, split: str) -> None:
+        if not getattr(self.splits, split):
+            raise ConfigError(
+                f"task.data: has no {split} split, and too few samples to take one from train; "
+                f"method.name={self.recipe.method.name} needs one as it is configured"
+            )
+
+    def read(self, split: str, *, views: int = 0) -> Iterator[Batch]:
+        """Return this rank's part of a split, in order, on the device; all ranks get equally many batches.
+
+        With `views`, so many passes one after the other, augmented as training is.
+        """
+        return self.reading.scan(self.shards()[split], split, views=views)
 
     def shards(self) -> dict[str, list[str]]:
         """Return the shards of every split, and of what is scored beside test."""
@@ -139,14 +152,16 @@ def run(section: Recipe, device: torch.device, load: Load = pretrained.load) -> 
     if job.reading.note:
         print_once(job.reading.note)
     before = job.zero_shot()
-    if job.method.fits:
+    if job.method.solved(section.method):
         job.folder.claim()
         print_once(json.dumps(job.method.fit(job.read)))
         return finish(job, before, steps=0)
+    with torch.no_grad():
+        job.method.prepare(job.read)
     batches = job.training()
-    train, optim = section.train, section.optim
+    train = section.train
     assert train is not None
-    optim.epoch_steps = batches.samples_per_epoch / train.batch_size
+    section.optim.epoch_steps = batches.samples_per_epoch / train.batch_size
     quarantine = Quarantine(job.folder.path / "quarantine.jsonl", section.data.max_bad_fraction)
 
     def on_bad(batch: Batch, step: int) -> None:
@@ -154,6 +169,7 @@ def run(section: Recipe, device: torch.device, load: Load = pretrained.load) -> 
         quarantine.sync(seen=(step + 1) * train.batch_size, device=device)
 
     steps = train.total_steps(batches.samples_per_epoch)
+    warn(section, steps)
     trainer = Trainer(
         job.module,
         section,
@@ -180,14 +196,18 @@ def finish(job: Job, before: dict[str, Score], *, steps: int, trainer: Trainer |
     if trainer is None:
         with torch.no_grad():
             after = score_parts(job, job.module.eval(), parts)
-        trained = dict(job.method.trained())
+        state = job.method.state()
     else:
         with trainer.engine.evaluating() as module:
+            with trainer.engine.gathered(list(job.method.trained().values())):
+                state = {name: x.detach().cpu().clone() for name, x in job.method.state().items()}
+            settle(job.method, stage=job.recipe.zero.stage)
+            if chosen := job.method.choose(job.read):
+                print_once(json.dumps(chosen))
             after = score_parts(job, module, parts)
-        trained = whole(job.method, stage=job.recipe.zero.stage)
     path = job.folder.path / delta.FILE
     if dist.is_main():
-        delta.write(path, trained, pretrained=job.base, method=job.recipe.method, names=job.splits.names)
+        delta.write(path, state, pretrained=job.base, method=job.method.config, names=job.splits.names)
     dist.barrier()
     if job.method.open_classes:
         for part in job.parts().keys() - set(parts):
@@ -195,7 +215,7 @@ def finish(job: Job, before: dict[str, Score], *, steps: int, trainer: Trainer |
                 after |= job.score(job.renamed(path, job.parts()[part]), part)
     if dist.is_main():
         scores.append(job.folder.path, steps, {**before, **after})
-    numbers = sum(p.numel() for p in trained.values())
+    numbers = sum(state[name].numel() for name in job.method.trained())
     (name, now), then = next(iter(after.items())), next(iter(before.values()))
     print_once(
         f"{job.recipe.method.name} on {job.recipe.task.name} ({len(job.splits.names)} classes, "
@@ -210,13 +230,23 @@ def score_parts(job: Job, module: torch.nn.Module, parts: list[str]) -> dict[str
     return {name: score for part in parts for name, score in job.score(module, part).items()}
 
 
-def whole(method: methods.Method, *, stage: int) -> dict[str, Tensor]:
-    """Return the trained parameters as they are on rank 0; ZeRO-3 has them in parts. All ranks call it."""
+def settle(method: methods.Method, *, stage: int) -> None:
+    """Let a method make what answers of what was trained, on whole parameters. All ranks call it."""
     import deepspeed
 
-    trained = method.trained()
-    with deepspeed.zero.GatheredParameters(list(trained.values()), enabled=stage == 3):
-        return {name: p.detach().cpu().clone() for name, p in trained.items()}
+    trained = list(method.trained().values())
+    with deepspeed.zero.GatheredParameters(trained, modifier_rank=0, enabled=stage == 3):
+        method.settle()
+
+
+def warn(section: Recipe, steps: int) -> None:
+    """Say what runs, yet belongs to another kind of run."""
+    assert section.train is not None
+    plug = registry.find("finetune.methods", section.method.name)
+    found = optim.warnings(section.optim, steps=steps, batch_size=section.train.batch_size, from_scratch=False)
+    for line in (*found, *methods.warnings(plug.Method, section.optim)):
+        if dist.is_main():
+            print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def print_once(line: str) -> None:

@@ -4,6 +4,7 @@ What an evaluation sees never changes, so it comes from the cache wherever the t
 its pictures are not augmented (no data.augment); else each step encodes its own views.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,28 +61,39 @@ class Reading:
                 device=self.device,
             )
 
-    def scan(self, shards: list[str], split: str) -> Iterator[Batch]:
+    def scan(self, shards: list[str], split: str, *, views: int = 0) -> Iterator[Batch]:
         """Return this rank's part of a split, in order, on the device; all ranks get equally many batches.
+
+        With `views`, so many passes one after the other, each augmented as training is; one where it is not.
 
         Raises:
             ConfigError: the data has no such split.
         """
         if not shards:
             raise ConfigError(f"task.data: has no {split} split, and too few samples to take one from train")
-        rows = self.recipe.task.batch_size
-        if self.kinds:
-            self.encode(shards)
-            return (batch.to(self.device) for batch in self._tables[tuple(shards)].scan(rows))
+        augment, seed = self.recipe.data.augment, self.recipe.run.seed
+        if views and augment is not None:
+            passes = (self._pass(shards, augment=augment, epoch=epoch, seed=seed) for epoch in range(views))
+            return itertools.chain.from_iterable(passes)
+        if not self.kinds:
+            return self._pass(shards)
+        self.encode(shards)
+        table = self._tables[tuple(shards)].scan(self.recipe.task.batch_size)
+        return (batch.to(self.device) for batch in table)
+
+    def _pass(self, shards: list[str], **how: Any) -> Iterator[Batch]:
+        """Return one pass over pictures."""
         batches = loader.scan(
             shards,
             reader=self._reader(),
             transform=self.base.transform,
             composer=self.base.composer,
-            batch_size=rows,
+            batch_size=self.recipe.task.batch_size,
             rank=dist.rank(),
             world=dist.world(),
             workers=self.recipe.data.workers,
             access=self.recipe.data,
+            **how,
         )
         return (batch.to(self.device) for batch in batches)
 

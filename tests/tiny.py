@@ -139,3 +139,15 @@ def class_folders(folder: Path, *, train: int = 6, test: int = 5, colours: int =
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_bytes(synthetic.sample(index, size=32, seed=0)["png"])
     return folder
+
+
+def pairs(folder: Path, *, train: int = 8, test: int = 15) -> Path:
+    """Write `folder`/{train,test}/*.png beside *.txt: shapes with a caption each (once), and return the folder."""
+    for split, count in (("train", train), ("test", test)):
+        for number in range(count):
+            path = folder / split / f"{number}.png"
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(synthetic.sample(number + 100 * (split == "test"), size=32, seed=0)["png"])
+                path.with_suffix(".txt").write_text(f"a picture of {split} {number}")
+    return folder

@@ -30,7 +30,7 @@ class Config(Section):
 class Task:
     """Base of every task."""
 
-    kind: ClassVar[str]  #: what it wants of a method: classify
+    kind: ClassVar[str]  #: what it wants of a method: classify, retrieve
     reader: ClassVar[str]  #: a module of pretrain/data/readers
     options: ClassVar[dict[str, Any]] = {}  #: of that reader
     metric: ClassVar[str]  #: the name of its score in evals.jsonl

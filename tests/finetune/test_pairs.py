@@ -38,11 +38,13 @@ def test_a_folder_a_table_and_karpathys_file_hold_the_same_pairs(tmp_path):
     again = pairs.find(str(mine / "mine.csv"))
     assert {s: [p[:2] for p in g] for s, g in again.items()} == {s: [p[:2] for p in g] for s, g in found.items()}
     words = {"train": ["train", "restval"], "validation": ["val"], "test": ["test"]}
-    rows = [
-        {"filepath": str(Path(p.key).parent), "filename": Path(p.key).name, "split": words[split][n % len(words[split])],
-         "sentences": [{"raw": line, "tokens": []} for line in p.captions]}
-        for split, group in found.items() for n, p in enumerate(group)
-    ]  # fmt: skip
+    rows = []
+    for split, group in found.items():
+        for n, p in enumerate(group):
+            raw = [{"raw": line, "tokens": []} for line in p.captions]
+            path, names = Path(p.key), words[split]
+            rows.append({"filepath": str(path.parent), "filename": path.name, "sentences": raw,
+                         "split": names[n % len(names)]})  # fmt: skip
     (tmp_path / "dataset_mine.json").write_text(json.dumps({"images": rows, "dataset": "mine"}))
     third = pairs.find(str(tmp_path / "dataset_mine.json"), str(mine))
     assert {s: [p[:2] for p in g] for s, g in third.items()} == {s: [p[:2] for p in g] for s, g in found.items()}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from finetune.layers import prompt
 from finetune.methods import base, coop
 from pretrain import pretrained, recipe
 from pretrain.batch import Example
@@ -55,7 +56,7 @@ def test_a_context_of_its_own_for_each_class_starts_as_the_shared_one(loaded):
 def test_the_name_is_moved_and_the_end_token_is_not(loaded):
     words = loaded.tokenizer
     prompts = [(words.ids(name), words.ids(".")) for name in NAMES]
-    layouts = {p: coop.layout(words, prompts, 5, p) for p in ("end", "middle", "front")}
+    layouts = {p: prompt.layout(words, prompts, 5, p) for p in ("end", "middle", "front")}
     ends = [(tokens_KT == words.end).int().argmax(1).tolist() for tokens_KT, _ in layouts.values()]
     assert ends[0] == ends[1] == ends[2] == [1 + 5 + len(name) + 1 for name, _ in prompts]
     for tokens_KT, place_KT in layouts.values():
@@ -73,18 +74,18 @@ def test_the_name_is_moved_and_the_end_token_is_not(loaded):
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
 def test_the_embeddings_follow_the_layout(loaded, position):
     made = method(loaded, length=3, position=position)
-    prompts_KTC = made.prompts()
-    assert torch.equal(prompts_KTC[made.place_KT < 0], made.frozen_KTC[made.place_KT < 0])
+    prompts_KTC = made.template(made.context(3))
+    assert torch.equal(prompts_KTC[made.template.place_KT < 0], made.template.frozen_KTC[made.template.place_KT < 0])
     for k in range(len(NAMES)):
-        assert torch.equal(prompts_KTC[k][made.place_KT[k] >= 0], made.context.words)
+        assert torch.equal(prompts_KTC[k][made.template.place_KT[k] >= 0], made.context.words)
 
 
 def test_8192_parameters_for_vit_b16():
     section = vlm.Config(text=text.Config(vocab_size=8))  # CLIP B/16's text width is the default
     module = base.nn.Module()
-    module.context = coop.Context(torch.empty(coop.LENGTH, section.text.width), classes=None)
+    module.context = prompt.Context(torch.empty(coop.LENGTH, section.text.width), classes=None)
     assert sum(p.numel() for p in module.parameters()) == 8192
-    many = coop.Context(torch.empty(coop.LENGTH, section.text.width), classes=10)
+    many = prompt.Context(torch.empty(coop.LENGTH, section.text.width), classes=10)
     assert sum(p.numel() for p in many.parameters()) == 81920
 
 
