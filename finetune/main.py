@@ -6,8 +6,9 @@ Interrupted, the same command goes on where it stopped. RUN/delta.safetensors ho
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":  # started as a file, the folder of this file would come first and hide libraries
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -16,9 +17,12 @@ import torch
 from torch import Tensor
 
 from finetune import delta, recipe
+from finetune.contrast import Contrast
 from finetune.methods import base as methods
 from finetune.methods.base import Finetune
+from finetune.reading import Reading
 from finetune.recipe import Recipe
+from finetune.sources import SPLITS
 from finetune.splits import Splits
 from finetune.tasks import base as tasks
 from pretrain import command, config, dist, pretrained, registry
@@ -26,7 +30,7 @@ from pretrain.batch import Batch
 from pretrain.config import ConfigError
 from pretrain.data import loader
 from pretrain.data.quarantine import Quarantine
-from pretrain.engine import process
+from pretrain.engine import optim, process
 from pretrain.engine.run_folder import RunFolder
 from pretrain.engine.trainer import Data, Identity, Trainer
 from pretrain.evals.base import Features
@@ -37,79 +41,110 @@ from pretrain.report import scores
 
 EXAMPLE = """example:
   deepspeed --num_gpus 2 finetune/main.py --config finetune/configs/coop_iconcaps.yaml base=runs/clip_iconcaps/export
-one's own pictures, FOLDER/train/CLASS/*.jpg and FOLDER/test/CLASS/*.jpg:
+one's own pictures, FOLDER/CLASS/*.jpg (finetune/sources.py has more forms):
   python finetune/main.py --config finetune/configs/linear_probe_iconcaps.yaml base=EXPORT task.data=FOLDER"""
+
+Load = Callable[[str], Pretrained]
 
 
 class Job:
     """The parts of one fine-tuning run."""
 
-    def __init__(self, section: Recipe, device: torch.device) -> None:
-        """Build the parts. All ranks call it.
+    def __init__(self, section: Recipe, device: torch.device, load: Load = pretrained.load) -> None:
+        """Build the parts; `load` gives a base of one's own, which will be changed. All ranks call it.
 
         Raises:
             ConfigError: parts that do not fit together; what can be told from the config is, before weights are read.
         """
-        self.recipe, self.device = section, device
-        self.base: Pretrained = pretrained.load(section.base)
+        self.recipe, self.device, self._load = section, device, load
+        self.base: Pretrained = load(section.base)
         methods.refuse_base(section.method.name, self.base.config)
         self.folder = RunFolder(section.run.folder, config=config.dump(section))
         self.task: tasks.Task = registry.find("finetune.tasks", section.task.name).Task(section.task)
         self.splits: Splits = self.task.prepare(self.folder.path / "data")
         dist.seed_step(section.run.seed, "method")  # the same first weights on every rank
-        plug = registry.find("finetune.methods", section.method.name)
-        self.method: methods.Method = plug.Method(section.method, self.base, self.splits.names)
-        self.module = Finetune(self.method).to(device)
+        self.method = self.build()
+        self.module: torch.nn.Module = Finetune(self.method).to(device)
+        if self.task.kind == "retrieve":
+            self.module = Contrast(self.method)
+        self.reading = Reading(section, self.task, self.base, pictures_by=self.method.pictures_by, device=device)
+        for shards in self.shards().values():
+            self.reading.encode(shards)
 
-    def read(self, split: str) -> Iterator[Batch]:
-        """Return this rank's part of a split, in order, on the device; all ranks get equally many batches."""
-        shards: list[str] = getattr(self.splits, split)
-        if not shards:
-            raise ConfigError(f"task.data: has no {split} split, and too few samples to take one from train")
-        batches = loader.scan(
-            shards,
-            reader={self.task.reader: {}},
-            transform=self.base.transform,
-            composer=self.base.composer,
-            batch_size=self.recipe.task.batch_size,
-            rank=dist.rank(),
-            world=dist.world(),
-            workers=self.recipe.data.workers,
-            access=self.recipe.data,
-        )
-        return (batch.to(self.device) for batch in batches)
+    def build(self) -> methods.Method:
+        """Return the method as it is before training.
 
-    def zero_shot(self) -> Score:
-        """Return the score of the base as it is, with the task's sentences."""
+        Raises:
+            ConfigError: it needs a split that the data lacks, or cannot be built on this base.
+        """
+        name = self.recipe.method.name
+        plug = registry.find("finetune.methods", name)
+        for split in plug.Method.splits(self.recipe.method):
+            if not getattr(self.splits, split):
+                raise ConfigError(
+                    f"task.data: has no {split} split, and too few samples to take one from train; "
+                    f"method.name={name} needs one as it is configured"
+                )
+        method: methods.Method = plug.Method(self.recipe.method, self.base, self.splits.names)
+        return method
+
+    def read(self, split: str, *, views: int = 0) -> Iterator[Batch]:
+        """Return this rank's part of a split, in order, on the device; all ranks get equally many batches.
+
+        With `views`, so many passes one after the other, augmented as training is.
+        """
+        return self.reading.scan(self.shards()[split], split, views=views)
+
+    def shards(self) -> dict[str, list[str]]:
+        """Return the shards of every split, and of what is scored beside test."""
+        more = {name: part.shards for name, part in self.splits.more.items()}
+        return {**{split: getattr(self.splits, split) for split in SPLITS}, **more}
+
+    def zero_shot(self) -> dict[str, Score]:
+        """Return the scores of the base as it is, with the task's sentences."""
         model = self.base.model.eval()
-        features = Features(
-            run=lambda batch, want: getattr(model(batch), want),
-            transform=self.base.transform,
-            composer=self.base.composer,
-            device=self.device,
-        )
-        task = self.recipe.task
-        weight_KE = class_weights(features, self.splits.names, task.templates, batch_size=task.batch_size)
-        with torch.no_grad():
-            return self.task.score(lambda b: model(b).image @ weight_KE.T, self.read("test"), self.splits.names)
+        features = self._features(lambda batch, want: getattr(model(batch), want))
+        if self.task.kind == "retrieve":
+            return self._named(zero_shot=True, scores=self.task.scores(features, self.read("test"), []))
+        task, found = self.recipe.task, {}
+        for part, names in self.parts().items():
+            weight_KE = class_weights(features, names, task.templates, batch_size=task.batch_size)
+            with torch.no_grad():
+                scores_ = self.task.scores(
+                    lambda b, weight_KE=weight_KE: model(b).image @ weight_KE.T, self.read(part), names
+                )
+            found |= self._named(part, zero_shot=True, scores=scores_)
+        return found
 
-    def score(self, module: torch.nn.Module) -> Score:
-        """Return the score of the fine-tuned model on the whole test split."""
-        return self.task.score(lambda b: module([b], want="logits"), self.read("test"), self.splits.names)
+    def parts(self) -> dict[str, list[str]]:
+        """Return what is scored, test first, and the class names of each."""
+        return {"test": self.splits.names, **{name: part.names for name, part in self.splits.more.items()}}
+
+    def score(self, module: torch.nn.Module, part: str = "test") -> dict[str, Score]:
+        """Return the scores of a fine-tuned model on the whole of a split."""
+        answer: Any = lambda b: module([b], want="logits")  # noqa: E731
+        if self.task.kind == "retrieve":
+            answer = self._features(lambda batch, want: module([batch], want=want))
+        return self._named(part, scores=self.task.scores(answer, self.read(part), self.parts()[part]))
+
+    def renamed(self, path: Path, names: list[str]) -> torch.nn.Module:
+        """Return the model of a saved delta, on a base of its own, as it names classes that it was not trained on."""
+        return Finetune(delta.read(path, self._load(self.recipe.base), names=names)).to(self.device).eval()
+
+    def _features(self, run: Callable[[Batch, str], Tensor]) -> Features:
+        return Features(run=run, transform=self.base.transform, composer=self.base.composer, device=self.device)
+
+    def _named(self, part: str = "test", *, scores: dict[str, Score], zero_shot: bool = False) -> dict[str, Score]:
+        """Return scores under the names of evals.jsonl: TASK/[PART/][zero_shot/]METRIC."""
+        lead = [self.recipe.task.name, *([part] if part != "test" else [])]
+        if zero_shot and list(scores) == [self.task.metric]:
+            return {"/".join([*lead, "zero_shot"]): score for score in scores.values()}
+        lead += ["zero_shot"] if zero_shot else []
+        return {"/".join([*lead, name]): score for name, score in scores.items()}
 
     def training(self) -> loader.Loader:
         """Return the training batches of this rank."""
-        assert self.recipe.train is not None
-        where = {"shards": self.splits.train, "reader": {self.task.reader: {}}}
-        return loader.Loader(
-            loader.Config(**{**self.recipe.data.model_dump(), **where}),
-            batch_size=self.recipe.train.batch_size,
-            seed=self.recipe.run.seed,
-            transform=self.base.transform,
-            composer=self.base.composer,
-            rank=dist.rank(),
-            world=dist.world(),
-        )
+        return self.reading.training(self.splits.train)
 
     def identity(self, batches: loader.Loader) -> Identity:
         """Return what a checkpoint of this run belongs to."""
@@ -118,17 +153,22 @@ class Job:
         return Identity(fingerprint={"order": batches.fingerprint(), "architecture": about}, optimisation=tree)
 
 
-def run(section: Recipe, device: torch.device) -> int:
+def run(section: Recipe, device: torch.device, load: Load = pretrained.load) -> int:
     """Fine-tune as the recipe says; return the exit code. All ranks call it."""
-    job = Job(section, device)
+    job = Job(section, device, load)
+    if job.reading.note:
+        print_once(job.reading.note)
     before = job.zero_shot()
-    if job.method.fits:
+    if job.method.solved(section.method):
+        job.folder.claim()
         print_once(json.dumps(job.method.fit(job.read)))
         return finish(job, before, steps=0)
+    with torch.no_grad():
+        job.method.prepare(job.read)
     batches = job.training()
-    train, optim = section.train, section.optim
+    train = section.train
     assert train is not None
-    optim.epoch_steps = batches.samples_per_epoch / train.batch_size
+    section.optim.epoch_steps = batches.samples_per_epoch / train.batch_size
     quarantine = Quarantine(job.folder.path / "quarantine.jsonl", section.data.max_bad_fraction)
 
     def on_bad(batch: Batch, step: int) -> None:
@@ -136,6 +176,7 @@ def run(section: Recipe, device: torch.device) -> int:
         quarantine.sync(seen=(step + 1) * train.batch_size, device=device)
 
     steps = train.total_steps(batches.samples_per_epoch)
+    warn(section, steps)
     trainer = Trainer(
         job.module,
         section,
@@ -156,42 +197,63 @@ def run(section: Recipe, device: torch.device) -> int:
     return trainer.run() or finish(job, before, steps=steps, trainer=trainer)
 
 
-def finish(job: Job, before: Score, *, steps: int, trainer: Trainer | None = None) -> int:
+def finish(job: Job, before: dict[str, Score], *, steps: int, trainer: Trainer | None = None) -> int:
     """Score, save the delta and say the result; return the exit code."""
+    parts = [part for part, names in job.parts().items() if names == job.splits.names]
     if trainer is None:
         with torch.no_grad():
-            after = job.score(job.module.eval())
-        trained = dict(job.method.trained())
+            after = score_parts(job, job.module.eval(), parts)
+        state = job.method.state()
     else:
         with trainer.engine.evaluating() as module:
-            after = job.score(module)
-        trained = whole(job.method, stage=job.recipe.zero.stage)
+            with trainer.engine.gathered(list(job.method.trained().values())):
+                state = {name: x.detach().cpu().clone() for name, x in job.method.state().items()}
+            settle(job.method, stage=job.recipe.zero.stage)
+            if chosen := job.method.choose(job.read):
+                print_once(json.dumps(chosen))
+            after = score_parts(job, module, parts)
+    path = job.folder.path / delta.FILE
     if dist.is_main():
-        delta.write(
-            job.folder.path / delta.FILE,
-            trained,
-            pretrained=job.base,
-            method=job.recipe.method,
-            names=job.splits.names,
-        )
-        name = f"{job.recipe.task.name}/{job.task.metric}"
-        scores.append(job.folder.path, steps, {f"{job.recipe.task.name}/zero_shot": before, name: after})
-    numbers = sum(p.numel() for p in trained.values())
+        delta.write(path, state, pretrained=job.base, method=job.method.config, names=job.splits.names)
+    dist.barrier()
+    if job.method.open_classes:
+        for part in job.parts().keys() - set(parts):
+            with torch.no_grad():
+                after |= job.score(job.renamed(path, job.parts()[part]), part)
+    if dist.is_main():
+        scores.append(job.folder.path, steps, {**before, **after})
+    numbers = sum(state[name].numel() for name in job.method.trained())
+    (name, now), then = next(iter(after.items())), next(iter(before.values()))
     print_once(
         f"{job.recipe.method.name} on {job.recipe.task.name} ({len(job.splits.names)} classes, "
-        f"{job.splits.samples['train']} samples, {numbers:,} parameters): test {job.task.metric} {after}, "
-        f"zero-shot {before}"
+        f"{job.splits.samples['train']} samples, {numbers:,} parameters): "
+        f"test {name.removeprefix(job.recipe.task.name + '/')} {now}, zero-shot {then}"
     )
     return 0
 
 
-def whole(method: methods.Method, *, stage: int) -> dict[str, Tensor]:
-    """Return the trained parameters as they are on rank 0; ZeRO-3 has them in parts. All ranks call it."""
+def score_parts(job: Job, module: torch.nn.Module, parts: list[str]) -> dict[str, Score]:
+    """Return the scores of several splits."""
+    return {name: score for part in parts for name, score in job.score(module, part).items()}
+
+
+def settle(method: methods.Method, *, stage: int) -> None:
+    """Let a method make what answers of what was trained, on whole parameters. All ranks call it."""
     import deepspeed
 
-    trained = method.trained()
-    with deepspeed.zero.GatheredParameters(list(trained.values()), enabled=stage == 3):
-        return {name: p.detach().cpu().clone() for name, p in trained.items()}
+    trained = list(method.trained().values())
+    with deepspeed.zero.GatheredParameters(trained, modifier_rank=0, enabled=stage == 3):
+        method.settle()
+
+
+def warn(section: Recipe, steps: int) -> None:
+    """Say what runs, yet belongs to another kind of run."""
+    assert section.train is not None
+    plug = registry.find("finetune.methods", section.method.name)
+    found = optim.warnings(section.optim, steps=steps, batch_size=section.train.batch_size, from_scratch=False)
+    for line in (*found, *methods.warnings(plug.Method, section.optim)):
+        if dist.is_main():
+            print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def print_once(line: str) -> None:

@@ -32,7 +32,7 @@ from pretrain.objectives import base as objective_base
 from pretrain.objectives.base import Mixture
 
 #: files of pretrain/models that are whole models; the others are their parts
-MODELS = ("vlm",)
+MODELS = ("vlm", "vlt5", "ofa")
 
 
 class Run(Section):
@@ -130,7 +130,7 @@ def build_composer(model: models.Config, words: Tokenizer) -> Composer:
     given, written = model.lengths
     if written is None:
         return Composer(words, context_length=given)
-    return Seq2SeqComposer(words, context_length=given, written=written, opening=model.opening(_vocabulary(words)))
+    return Seq2SeqComposer(words, context_length=given, written=written, opening=model.opening(vocabulary(words)))
 
 
 def build_transform(model: models.Config) -> Transform:
@@ -146,10 +146,11 @@ def build_tokenizer(model: models.Config) -> Tokenizer:
 
 def build_model(model: models.Config, words: Tokenizer) -> Any:
     """Return a freshly initialised model whose vocabulary is the tokenizer's."""
-    return model_class(model).build(model, _vocabulary(words))
+    return model_class(model).build(model, vocabulary(words))
 
 
-def _vocabulary(words: Tokenizer) -> models.Vocabulary:
+def vocabulary(words: Tokenizer) -> models.Vocabulary:
+    """Return what a model must know of its tokenizer."""
     return models.Vocabulary(words.vocab_size, end=words.end, pad=words.pad, start=words.start, mask=words.mask)
 
 

@@ -6,6 +6,7 @@ Shapes: B = rows, S = states of the memory (image and source tokens), U = tokens
 C = width.
 """
 
+from collections.abc import Collection
 from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor, nn
@@ -50,6 +51,16 @@ class Config(Section):
         raise NotImplementedError
 
     @property
+    def vocabulary_size(self) -> int | None:
+        """Return the ids that the config itself fixes; None: as many as the tokenizer has."""
+        return None
+
+    @property
+    def regions(self) -> tuple[int, int] | None:
+        """Return the most boxes of a row and the numbers of a box's feature; None: no detector's features are read."""
+        return None
+
+    @property
     def joint_width(self) -> int:
         """Return the numbers of a feature that rows are compared by; 0 where none are."""
         return 0
@@ -72,6 +83,10 @@ class Config(Section):
     def bare(self) -> Self:
         """Return what the model is, without how it is trained (recomputation, patch dropout)."""
         return self.model_copy(deep=True)
+
+    def without_files(self, names: Collection[str]) -> Self:
+        """Return the config without the files of weights that these weights replace: they need not exist any more."""
+        return self
 
     def architecture(self) -> dict[str, Any]:
         """Return what must not change when a run goes on, as JSON holds it; the tokenizer is compared apart."""
