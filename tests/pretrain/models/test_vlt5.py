@@ -42,6 +42,7 @@ def test_published_counts() -> None:
 def test_sentinels_are_the_last_ids() -> None:
     names = tiny_vlt5.section().symbols
     assert len(names) == 200 == len(set(names)) and names[-1] == "<vis_extra_id_0>" and names[99] == "<extra_id_0>"
+    assert tiny_vlt5.section("bart").symbols == ("<mask>", *names)
     assert names.index("<vis_extra_id_7>") == len(names) - 1 - 7 and names.index("<extra_id_7>") == 99 - 7
 
 
