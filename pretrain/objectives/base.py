@@ -33,8 +33,9 @@ class Prepared(NamedTuple):
     """What an objective knows of a batch before the step's first forward."""
 
     draws: dict[str, Tensor]  #: what it drew, e.g. masks: a second forward of the batch must see the same
-    #: what counts, e.g. target tokens, as a scalar: of this batch where an objective returns it; of the whole step
-    #: where it gets it back, divided by the number of ranks, so that the mean over ranks of sum / count is global
+    #: what counts, e.g. target tokens, as a scalar: of this batch where an objective returns it; of the whole step, or
+    #: of its mini-batch `Batch.part`, where it gets it back, divided by the number of ranks, so that the mean over
+    #: ranks of sum / count is global
     count: Tensor | None
 
 
@@ -116,13 +117,17 @@ class Mixture(nn.Module):
         return [p for p in of if p.requires_grad]
 
     def prepare(self, batches: list[Batch], step: int) -> list[Share]:
-        """Return what was drawn for each batch of step `step` and what the step counts; one all-reduce at most."""
+        """Return what was drawn for each batch of a step and what its mini-batch counts; one all-reduce at most."""
         drawn = [{name: o.prepare(batch, step) for name, o in self._sums.items()} for batch in batches]
         if self._sums:
-            local = [torch.stack([one[name].count for one in drawn]).sum() for name in self._sums]
             device = next(iter(batches[0].tensors().values())).device
-            totals = dict(zip(self._sums, dist.mean(torch.stack(local).to(device))))
-            drawn = [{name: found._replace(count=totals[name]) for name, found in one.items()} for one in drawn]
+            local = torch.zeros(1 + max(batch.part for batch in batches), len(self._sums), device=device)
+            for batch, one in zip(batches, drawn):
+                local[batch.part] += torch.stack([found.count for found in one.values()]).to(local)
+            totals = dist.mean(local)
+            for batch, one in zip(batches, drawn):
+                counts = zip(list(one), totals[batch.part])
+                one |= {name: one[name]._replace(count=count) for name, count in counts}
         return [Share(one, 1 / len(batches)) for one in drawn]
 
     def contrast(self, features: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
