@@ -1,8 +1,10 @@
 """delta.safetensors: what a method trained, and nothing else; a few kilobytes that need their base to mean anything."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -11,16 +13,16 @@ from finetune.methods import base
 from pretrain import config, registry
 from pretrain.config import ConfigError
 from pretrain.data.format import write_atomic
-from pretrain.pretrained import Pretrained
+from pretrain.pretrained import DELTA, Pretrained
 
-FILE = "delta.safetensors"
+FILE = DELTA
 VERSION = "1"
 
 
 def write(
-    path: Path, trained: dict[str, Tensor], *, pretrained: Pretrained, method: base.Config, names: list[str]
+    path: Path, state: dict[str, Tensor], *, pretrained: Pretrained, method: base.Config, names: list[str]
 ) -> None:
-    """Write the trained parameters with what they belong to: base, method and class names."""
+    """Write a method's `state` with what it belongs to: base, method and class names."""
     about = {
         "diptych_delta": VERSION,
         "base": pretrained.source,
@@ -28,14 +30,22 @@ def write(
         "method": method.model_dump_json(),
         "classes": json.dumps(names, ensure_ascii=False),
     }
-    write_atomic(path, save({n: p.detach().cpu().contiguous() for n, p in trained.items()}, metadata=about))
+    write_atomic(path, save({n: p.detach().cpu().contiguous() for n, p in state.items()}, metadata=about))
 
 
-def read(path: Path, pretrained: Pretrained) -> base.Method:
+def read(
+    path: Path, pretrained: Pretrained, *, changes: Iterable[str] = (), names: list[str] | None = None
+) -> base.Method:
     """Return the method that a delta was saved from, on its base, in eval mode.
 
+    Args:
+        path: the delta.
+        pretrained: its base; the method takes it over.
+        changes: overrides of the method's config, as method.wise=0.3.
+        names: other classes than those it was trained on, for methods that answer about any.
+
     Raises:
-        ConfigError: no delta, a damaged one, or one of another base.
+        ConfigError: no delta, a damaged one, one of another base, or other classes that it cannot answer about.
     """
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -50,12 +60,27 @@ def read(path: Path, pretrained: Pretrained) -> base.Method:
             f"delta {path}: trained on {about['base']} (weights {about['base_hash']}), not on {pretrained.source} "
             f"(weights {pretrained.weights_hash}); give the base that it was trained on"
         )
-    tree = json.loads(about["method"])
+    tree = config.override({"method": json.loads(about["method"])}, changes)["method"]
     plug = registry.find("finetune.methods", str(tree.get("name")))
     section = config.build(plug.Config, tree, where=f"{path}: method")
-    method: base.Method = plug.Method(section, pretrained, json.loads(about["classes"]))
-    missing, unexpected = method.load_state_dict(weights, strict=False)
-    missing = sorted(set(method.trained()) & set(missing))
+    trained_on = json.loads(about["classes"])
+    method: base.Method = plug.Method(section, pretrained, names or trained_on)
+    if names not in (None, trained_on) and not method.open_classes:
+        raise ConfigError(
+            f"delta {path}: {section.name} answers about the {len(trained_on)} classes that it was trained on, the "
+            f"task has {len(names or ())} of its own; score it on its own task"
+        )
+    _fill(method, weights, path)
+    return method.eval()
+
+
+def _fill(method: base.Method, weights: dict[str, Tensor], path: Path) -> None:
+    try:
+        missing, unexpected = method.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise ConfigError(f"delta {path}: does not fit its method and base ({error})") from None
+    missing = sorted(set(method.state()) & set(missing))
     if missing or unexpected:
         raise ConfigError(f"delta {path}: missing {missing[:3]}, left over {unexpected[:3]}")
-    return method.eval()
+    with torch.no_grad():
+        method.settle()

@@ -4,16 +4,17 @@ Reads as the recipe: base model, task and method become one module, the trainer 
 Interrupted, the same command goes on where it stopped. RUN/delta.safetensors holds what was trained.
 """
 
+import itertools
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":  # started as a file, the folder of this file would come first and hide libraries
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
-from torch import Tensor
 
 from finetune import delta, recipe
 from finetune.methods import base as methods
@@ -26,7 +27,7 @@ from pretrain.batch import Batch
 from pretrain.config import ConfigError
 from pretrain.data import loader
 from pretrain.data.quarantine import Quarantine
-from pretrain.engine import process
+from pretrain.engine import optim, process
 from pretrain.engine.run_folder import RunFolder
 from pretrain.engine.trainer import Data, Identity, Trainer
 from pretrain.evals.base import Features
@@ -57,17 +58,39 @@ class Job:
         self.task: tasks.Task = registry.find("finetune.tasks", section.task.name).Task(section.task)
         self.splits: Splits = self.task.prepare(self.folder.path / "data")
         dist.seed_step(section.run.seed, "method")  # the same first weights on every rank
-        plug = registry.find("finetune.methods", section.method.name)
-        self.method: methods.Method = plug.Method(section.method, self.base, self.splits.names)
+        self.method = self.build()
         self.module = Finetune(self.method).to(device)
 
-    def read(self, split: str) -> Iterator[Batch]:
-        """Return this rank's part of a split, in order, on the device; all ranks get equally many batches."""
-        shards: list[str] = getattr(self.splits, split)
-        if not shards:
-            raise ConfigError(f"task.data: has no {split} split, and too few samples to take one from train")
+    def build(self) -> methods.Method:
+        """Return the method as it is before training.
+
+        Raises:
+            ConfigError: it needs a split that the data lacks, or cannot be built on this base.
+        """
+        name = self.recipe.method.name
+        plug = registry.find("finetune.methods", name)
+        for split in plug.Method.splits(self.recipe.method):
+            if not getattr(self.splits, split):
+                raise ConfigError(
+                    f"task.data: has no {split} split, and too few samples to take one from train; "
+                    f"method.name={name} needs one as it is configured"
+                )
+        method: methods.Method = plug.Method(self.recipe.method, self.base, self.splits.names)
+        return method
+
+    def read(self, split: str, *, views: int = 0) -> Iterator[Batch]:
+        """Return this rank's part of a split, in order, on the device; all ranks get equally many batches.
+
+        With `views`, so many passes one after the other, augmented as training is.
+        """
+        if views:
+            augmented = {"augment": self.recipe.data.augment, "seed": self.recipe.run.seed}
+            return itertools.chain.from_iterable(self._pass(split, epoch=e, **augmented) for e in range(views))
+        return self._pass(split)
+
+    def _pass(self, split: str, **how: Any) -> Iterator[Batch]:
         batches = loader.scan(
-            shards,
+            getattr(self.splits, split),
             reader={self.task.reader: {}},
             transform=self.base.transform,
             composer=self.base.composer,
@@ -76,6 +99,7 @@ class Job:
             world=dist.world(),
             workers=self.recipe.data.workers,
             access=self.recipe.data,
+            **how,
         )
         return (batch.to(self.device) for batch in batches)
 
@@ -122,13 +146,16 @@ def run(section: Recipe, device: torch.device) -> int:
     """Fine-tune as the recipe says; return the exit code. All ranks call it."""
     job = Job(section, device)
     before = job.zero_shot()
-    if job.method.fits:
+    if job.method.solved(section.method):
+        job.folder.claim()
         print_once(json.dumps(job.method.fit(job.read)))
         return finish(job, before, steps=0)
+    with torch.no_grad():
+        job.method.prepare(job.read)
     batches = job.training()
-    train, optim = section.train, section.optim
+    train = section.train
     assert train is not None
-    optim.epoch_steps = batches.samples_per_epoch / train.batch_size
+    section.optim.epoch_steps = batches.samples_per_epoch / train.batch_size
     quarantine = Quarantine(job.folder.path / "quarantine.jsonl", section.data.max_bad_fraction)
 
     def on_bad(batch: Batch, step: int) -> None:
@@ -136,6 +163,7 @@ def run(section: Recipe, device: torch.device) -> int:
         quarantine.sync(seen=(step + 1) * train.batch_size, device=device)
 
     steps = train.total_steps(batches.samples_per_epoch)
+    warn(section, steps)
     trainer = Trainer(
         job.module,
         section,
@@ -161,22 +189,26 @@ def finish(job: Job, before: Score, *, steps: int, trainer: Trainer | None = Non
     if trainer is None:
         with torch.no_grad():
             after = job.score(job.module.eval())
-        trained = dict(job.method.trained())
+        state = job.method.state()
     else:
         with trainer.engine.evaluating() as module:
+            with trainer.engine.gathered(list(job.method.trained().values())):
+                state = {name: x.detach().cpu().clone() for name, x in job.method.state().items()}
+            settle(job.method, stage=job.recipe.zero.stage)
+            if chosen := job.method.choose(job.read):
+                print_once(json.dumps(chosen))
             after = job.score(module)
-        trained = whole(job.method, stage=job.recipe.zero.stage)
     if dist.is_main():
         delta.write(
             job.folder.path / delta.FILE,
-            trained,
+            state,
             pretrained=job.base,
-            method=job.recipe.method,
+            method=job.method.config,
             names=job.splits.names,
         )
         name = f"{job.recipe.task.name}/{job.task.metric}"
         scores.append(job.folder.path, steps, {f"{job.recipe.task.name}/zero_shot": before, name: after})
-    numbers = sum(p.numel() for p in trained.values())
+    numbers = sum(state[name].numel() for name in job.method.trained())
     print_once(
         f"{job.recipe.method.name} on {job.recipe.task.name} ({len(job.splits.names)} classes, "
         f"{job.splits.samples['train']} samples, {numbers:,} parameters): test {job.task.metric} {after}, "
@@ -185,13 +217,23 @@ def finish(job: Job, before: Score, *, steps: int, trainer: Trainer | None = Non
     return 0
 
 
-def whole(method: methods.Method, *, stage: int) -> dict[str, Tensor]:
-    """Return the trained parameters as they are on rank 0; ZeRO-3 has them in parts. All ranks call it."""
+def settle(method: methods.Method, *, stage: int) -> None:
+    """Let a method make what answers of what was trained, on whole parameters. All ranks call it."""
     import deepspeed
 
-    trained = method.trained()
-    with deepspeed.zero.GatheredParameters(list(trained.values()), enabled=stage == 3):
-        return {name: p.detach().cpu().clone() for name, p in trained.items()}
+    trained = list(method.trained().values())
+    with deepspeed.zero.GatheredParameters(trained, modifier_rank=0, enabled=stage == 3):
+        method.settle()
+
+
+def warn(section: Recipe, steps: int) -> None:
+    """Say what runs, yet belongs to another kind of run."""
+    assert section.train is not None
+    plug = registry.find("finetune.methods", section.method.name)
+    found = optim.warnings(section.optim, steps=steps, batch_size=section.train.batch_size, from_scratch=False)
+    for line in (*found, *methods.warnings(plug.Method, section.optim)):
+        if dist.is_main():
+            print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def print_once(line: str) -> None:

@@ -96,7 +96,8 @@ class Recipe(Section):
         if isinstance(tree, Section) or method is None or task is None:
             return tree
         tree = dict(tree or {})
-        epochs = _plug("methods", method).Method.epochs(getattr(task, "shots", None))
+        plug = _plug("methods", method).Method
+        epochs = None if plug.solved(method) else plug.epochs(getattr(task, "shots", None))
         if not any(tree.get(length) for length in ("steps", "samples", "epochs")) and epochs:
             tree["epochs"] = epochs
         return tree or None
@@ -105,8 +106,12 @@ class Recipe(Section):
     def _agree(self) -> "Recipe":
         method, task = _plug("methods", self.method).Method, _plug("tasks", self.task).Task
         methods.refuse_task(self.method.name, task=self.task.name, kind=task.kind)
-        if self.train is None and not method.fits:
+        if self.train is None and not method.solved(self.method):
             raise ValueError("train: give exactly one of train.steps, train.samples, train.epochs")
+        if self.train and self.train.steps:
+            self.optim.warmup_steps(self.train.steps)  # a warm-up that does not fit is refused before weights are read
+        if getattr(self.method, "templates", "") is None:  # one sentence for the zero-shot score and for the method
+            self.method.templates = self.task.templates  # type: ignore[attr-defined]
         return self
 
 

@@ -39,6 +39,14 @@ class Example:
     meta: dict[str, Any] = field(default_factory=dict)  #: the sample's json member, for evals and tasks
     draw: int = 0
     shard: str = ""  #: the shard's path, as in Record
+    weight: float = 1.0  #: what its loss is multiplied with
+    unlearned: int = 0  #: so many tokens of the suffix, from its beginning, carry no loss
+    codes: bool = False  #: the suffix is codes of an image, not text
+    hole: bool = False  #: the middle half of each side of its pictures is hidden
+    candidates: tuple[str, ...] = ()  #: what the suffix may be, where it is one of a list
+    prompt: str = "none"  #: what a decoder reads before the suffix: none, source, or source_end (with its end token)
+    regions_K4: NDArray[np.float32] | None = None  #: as boxes_K4, where a detector has looked: what the model is shown
+    region_KC: NDArray[np.float32] | None = None  #: the detector's feature of each region
 
 
 @dataclass(slots=True)
@@ -47,6 +55,7 @@ class Batch:
 
     keys: list[str]
     image_NCHW: Tensor | None = None  #: uint8, channels last in memory; towers normalise it. Floats: normalised already
+    hole_N: Tensor | None = None  #: bool, the middle half of each side is zeroed once it is normalised; None: none
     owner_N: Tensor | None = None  #: int64, the row that image n belongs to
     tokens_BT: Tensor | None = None  #: int64, trimmed to the longest text of the rows
     blocks_BT: Tensor | None = None  #: int64, 1 opens a new attention block, 0 joins the last
@@ -58,6 +67,8 @@ class Batch:
     )
     codes_B: Tensor | None = None  #: bool, the decoder of this row writes image codes
     weight_B: Tensor | None = None  #: float32, what the row's loss is multiplied with; None: 1
+    allowed_BU: Tensor | None = None  #: int64, the place in allowed_SV of what may stand there; None: all may
+    allowed_SV: Tensor | None = None  #: bool, sets of tokens, the first that of all; not by rows
     target_B: Tensor | None = None  #: int64 class index
     caption_B: Tensor | None = None  #: int64 hash of what makes two captions equal
     source_B: Tensor | None = None  #: int64, the row's place in data.blend; None without a blend
@@ -96,7 +107,9 @@ class Batch:
     def _rows(self, start: int, stop: int) -> "Batch":
         cut: dict[str, Any] = {}
         for name, value in self.tensors().items():
-            owner = {"image_NCHW": self.owner_N, "owner_N": self.owner_N}.get(name)
+            if name == "allowed_SV":
+                continue
+            owner = self.owner_N if name in ("image_NCHW", "owner_N", "hole_N") else None
             owner = self.box_owner_K if name in ("boxes_K4", "box_owner_K", "region_KC") else owner
             mine = slice(start, stop) if owner is None else (owner >= start) & (owner < stop)
             cut[name] = value[mine] - start if name in ("owner_N", "box_owner_K") else value[mine]

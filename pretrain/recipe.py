@@ -11,6 +11,7 @@ from pretrain import config, dist, registry
 from pretrain.config import Section
 from pretrain.data import loader, stream, tokenizer
 from pretrain.data.compose import Composer
+from pretrain.data.seq2seq import Seq2SeqComposer
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.transforms import Transform
 from pretrain.engine import deferred
@@ -31,7 +32,7 @@ from pretrain.objectives import base as objective_base
 from pretrain.objectives.base import Mixture
 
 #: files of pretrain/models that are whole models; the others are their parts
-MODELS = ("vlm",)
+MODELS = ("vlm", "vlt5", "ofa")
 
 
 class Run(Section):
@@ -126,8 +127,10 @@ def _module(name: str) -> Any:
 
 def build_composer(model: models.Config, words: Tokenizer) -> Composer:
     """Return what turns an Example's text into tokens."""
-    given, _ = model.lengths
-    return Composer(words, context_length=given)
+    given, written = model.lengths
+    if written is None:
+        return Composer(words, context_length=given)
+    return Seq2SeqComposer(words, context_length=given, written=written, opening=model.opening(vocabulary(words)))
 
 
 def build_transform(model: models.Config) -> Transform:
@@ -138,14 +141,17 @@ def build_transform(model: models.Config) -> Transform:
 
 def build_tokenizer(model: models.Config) -> Tokenizer:
     """Return the tokenizer that the model section names, with the model's own symbols."""
-    return tokenizer.load(model.tokenizer)
+    return tokenizer.load(model.tokenizer).extended(model.symbols)
 
 
 def build_model(model: models.Config, words: Tokenizer) -> Any:
     """Return a freshly initialised model whose vocabulary is the tokenizer's."""
-    return model_class(model).build(
-        model, models.Vocabulary(words.vocab_size, end=words.end, pad=words.pad, start=words.start)
-    )
+    return model_class(model).build(model, vocabulary(words))
+
+
+def vocabulary(words: Tokenizer) -> models.Vocabulary:
+    """Return what a model must know of its tokenizer."""
+    return models.Vocabulary(words.vocab_size, end=words.end, pad=words.pad, start=words.start, mask=words.mask)
 
 
 def build_mixture(recipe: Recipe, words: Tokenizer) -> Mixture:

@@ -5,9 +5,9 @@ saved), and how it answers (`classify`). What it cannot do is refused from its c
 Shapes: B = rows, N = images, K = classes, E = joint embedding width.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fnmatch import fnmatch
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,19 @@ from torch.nn import functional as F
 from pretrain import registry
 from pretrain.batch import Batch
 from pretrain.config import ConfigError, Section
+from pretrain.engine.optim import Config as Optim
 from pretrain.models import vlm
+from pretrain.models.depth import Depth
 from pretrain.pretrained import Pretrained
 
-Read = Callable[[str], Iterator[Batch]]  #: split -> this rank's batches on its device; ranks get equally many
+TEMPLATES = ["a photo of a {}."]  #: where neither method nor task says any
+
+
+class Read(Protocol):
+    """How a method reads a split: this rank's batches on its device; ranks get equally many."""
+
+    def __call__(self, split: str, *, views: int = 0) -> Iterator[Batch]:
+        """Return a plain pass over the split, or `views` passes with the training's augmentation."""
 
 
 class Config(Section):
@@ -28,13 +37,24 @@ class Config(Section):
     name: str  #: a module of finetune/methods
 
 
+class Rate(NamedTuple):
+    """Learning rates, from low to high, at which an optimizer is known to train a method."""
+
+    optimizer: str
+    low: float
+    high: float
+
+
 class Method(nn.Module):
     """Base of every method: holds the base model as `self.model`, its own parameters beside it."""
 
     serves: ClassVar[tuple[str, ...]] = ()  #: kinds of task: classify
     needs: ClassVar[tuple[str, ...]] = ("image",)  #: of the base: image, text, text_embeds
-    trains: ClassVar[tuple[str, ...]] = ()  #: patterns over parameter names, e.g. "head.*" or "model.vision.*"
+    #: patterns over the names of parameters, and of buffers that go with them, e.g. "head.*" or "model.vision.*"
+    trains: tuple[str, ...] = ()
     fits: ClassVar[bool] = False  #: solved at once by `fit`, not trained step by step
+    open_classes: bool = False  #: answers about classes that it was not trained on
+    rates: ClassVar[tuple[Rate, ...]] = ()  #: of published recipes; others are warned about
     #: features: of a picture it reads the frozen model's unit-norm feature alone, which can be computed once and kept
     pictures_by: Literal["features", "pixels"] = "pixels"
     scale_1: Tensor  #: the frozen model's temperature, where pictures are read by features
@@ -48,16 +68,51 @@ class Method(nn.Module):
         self.register_buffer("scale_1", self.model.scale.detach().clone(), persistent=False)
 
     def train(self, mode: bool = True) -> "Method":  # noqa: FBT001, FBT002 (nn.Module's signature)
-        """Switch mode; a base of which nothing trains stays in eval mode, without dropout or moving statistics."""
+        """Switch mode; a tower of which nothing trains stays in eval mode, without dropout or moving statistics."""
         super().train(mode)
-        if not any(p.requires_grad for p in self.model.parameters()):
-            self.model.eval()
+        for part in (self.model, self.model.vision, self.model.text):
+            if not any(p.requires_grad for p in part.parameters()):
+                part.eval()
         return self
 
     @classmethod
     def epochs(cls, shots: int | None) -> int | None:
         """Return the published length of a run on `shots` samples a class, for configs that name none."""
         return None
+
+    @classmethod
+    def solved(cls, config: Any) -> bool:
+        """Return whether `fit` solves for the parameters of this config, so that nothing trains step by step."""
+        return cls.fits
+
+    @classmethod
+    def splits(cls, config: Any) -> tuple[str, ...]:
+        """Return the splits that this config reads; one that the data lacks is refused."""
+        return ("train",)
+
+    def prepare(self, read: Read) -> None:
+        """Start from the train split, before training, where a method does. All ranks call it, without gradients."""
+
+    def settle(self) -> None:
+        """Make what answers of what was trained, once, on whole weights. All ranks call it, without gradients."""
+
+    def choose(self, read: Read) -> dict[str, float]:
+        """Choose what is left by the validation split, after training; return scalars to log. All ranks call it.
+
+        What is chosen is written into `config`, with which a delta is saved.
+        """
+        return {}
+
+    def merge(self) -> None:
+        """Write what was trained into the base, which then answers alone and can be exported as any model.
+
+        Raises:
+            ConfigError: it is no part of a model with two towers.
+        """
+        raise ConfigError(
+            f"method {self.config.name}: what it trains has no place in a model of two towers; use the run itself, "
+            "with python -m finetune.evaluate"
+        )
 
     def classes(self) -> Tensor | None:
         """Return what does not depend on the pictures, [K, E]: computed once a step, and once an evaluation."""
@@ -80,7 +135,14 @@ class Method(nn.Module):
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Return the parameters that `trains` names."""
-        return {n: p for n, p in self.named_parameters() if any(fnmatch(n, pattern) for pattern in self.trains)}
+        return {n: p for n, p in self.named_parameters() if self._trains(n)}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what a delta holds: the trained parameters, and the buffers that go with them."""
+        return {n: x for n, x in self.state_dict(keep_vars=True).items() if self._trains(n)}
+
+    def _trains(self, name: str) -> bool:
+        return any(fnmatch(name, pattern) for pattern in self.trains)
 
 
 def refuse_task(name: str, *, task: str, kind: str) -> None:
@@ -106,6 +168,14 @@ def refuse_base(name: str, base: vlm.Config) -> None:
         raise ConfigError(f"method.name: {name} needs {missing}, the base provides {provides}")
 
 
+def warnings(method: type[Method], optim: Optim) -> list[str]:
+    """Return a sentence where an optimizer or its rate is far from all that is published for a method."""
+    if not method.rates or any(r.optimizer == optim.optimizer and r.low <= optim.lr <= r.high for r in method.rates):
+        return []
+    known = " or ".join(f"{rate.optimizer} at {rate.low:g} to {rate.high:g}" for rate in method.rates)
+    return [f"optim.lr: {optim.optimizer} at {optim.lr:g}; what is published for this method trains with {known}"]
+
+
 class Finetune(nn.Module):
     """A method behind one forward, all frozen that it does not train."""
 
@@ -124,6 +194,10 @@ class Finetune(nn.Module):
         self._classes_KE = None
         super().train(mode)
         return self
+
+    def depths(self) -> dict[str, Depth]:
+        """Return where each parameter of the base's towers lies, for optim.layer_decay."""
+        return {f"method.model.{name}": depth for name, depth in self.method.model.depths().items()}
 
     def forward(self, batches: list[Batch], *, want: str | None = None) -> Any:
         """Return (loss, logs) of a step's batches, or, with want="logits", their logits [N, K].

@@ -30,6 +30,7 @@ from pretrain.data.excluded import Excluded, Sample
 from pretrain.data.format import ShardError
 from pretrain.data.order import Order, Place, check_divisible
 from pretrain.data.pipeline import Item, Steps, evaluation_batch, training_batch
+from pretrain.data.regions import Config as Regions
 from pretrain.data.remote import Access
 from pretrain.data.sources import Source
 from pretrain.data.transforms import Augment, Decode, Transform
@@ -53,7 +54,14 @@ class Config(Access):
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)  #: more unusable samples than this stop the run
     decode: Decode = "fast"  #: exact: Pillow bit for bit, at half the rate; fast: see pretrain/data/transforms.py
     reader: dict[str, dict[str, Any]] = {"caption": {}}  # noqa: RUF012 (pydantic copies it)
+    instruction: dict[str, dict[str, Any]] = {}  # noqa: RUF012  #: a paper's words around it, as {ofa: {tasks: [caption]}}
+    regions: Regions | None = None  #: what a detector has found in the pictures; none: it is not read
     augment: Augment = Augment()
+
+    @property
+    def beside(self) -> sources.Beside:
+        """Return what is done with samples between reader and composer."""
+        return sources.Beside(instruction=self.instruction, regions=self.regions)
 
     @model_validator(mode="after")
     def _what_is_read(self) -> "Config":
@@ -93,8 +101,11 @@ class _Batches(Dataset[Batch]):
 class _Pass(Dataset[Batch]):
     """Batch number -> one rank's rows of a pass over every sample in the order of the shards."""
 
-    def __init__(self, steps: Steps, sizes: list[int], *, batch_size: int, rank: int, world: int, filled: bool) -> None:
+    def __init__(
+        self, steps: Steps, sizes: list[int], *, batch_size: int, rank: int, world: int, filled: bool, epoch: int
+    ) -> None:
         self.steps, self.batch_size, self.rank, self.world, self.filled = steps, batch_size, rank, world, filled
+        self.epoch = epoch
         self.starts = [0, *itertools.accumulate(sizes)]
         self.samples = self.starts[-1]
 
@@ -119,7 +130,7 @@ class _Pass(Dataset[Batch]):
 
     def _place(self, number: int) -> Place:
         shard = bisect.bisect_right(self.starts, number) - 1
-        return Place(0, number, shard, number - self.starts[shard])
+        return Place(self.epoch, number, shard, number - self.starts[shard])
 
     def _spare(self, begin: int) -> Row:
         """Return the first usable sample at or after `begin`, around the end of the data set."""
@@ -256,9 +267,9 @@ def _open(config: Config, *, batch_size: int, seed: int) -> tuple[list[Source], 
         return Order(sizes, batch_size=batch_size, lanes=lanes, seed=own, window=config.window, source=number)
 
     if not config.blend:
-        single = sources.one(config.shards, config.reader, seed=seed, access=config)
+        single = sources.one(config.shards, config.reader, seed=seed, access=config, beside=config.beside)
         return [single], order(0, single, config.lanes)
-    opened = sources.several(config.blend, config.reader, seed=seed, access=config)
+    opened = sources.several(config.blend, config.reader, seed=seed, access=config, beside=config.beside)
     block = BLOCK[config.blend_by]
     weights = [given.weight or sum(found.store.catalog.sizes) for given, found in zip(config.blend, opened)]
     counts = shares(weights, block)
@@ -280,9 +291,14 @@ def scan(
     filled: bool = True,
     decode: Decode = "exact",
     access: Access | None = None,
+    augment: Augment | None = None,
+    epoch: int = 0,
+    seed: int = 0,
+    beside: sources.Beside | None = None,
 ) -> Iterator[Batch]:
-    """Return one pass over shards: each sample once over all ranks, without augmentation, in the order of the shards.
+    """Return one pass over shards: each sample once over all ranks, in the order of the shards.
 
+    Pictures are not augmented, or by `augment` with what the pass of that `epoch` and `seed` draws.
     `batch_size` is rows per rank. All ranks get equally many batches of equally many rows; the last `Batch.filler` rows
     of a batch are copies that only make it so, drop them. Unusable samples are left out and listed in `Batch.bad`.
     Ranks that need not keep in step say `filled=False`: there are no copies, and a batch may even be empty.
@@ -291,10 +307,10 @@ def scan(
         ConfigError: a bad pattern or reader.
         ShardError: a shard that cannot be used, or no usable sample at all.
     """
-    source = sources.one(shards, reader, seed=0, access=access)
-    steps = Steps([source], transform, composer, augment=None, decode=decode)
+    source = sources.one(shards, reader, seed=seed, access=access, beside=beside)
+    steps = Steps([source], transform, composer, augment=augment, decode=decode)
     sizes = source.store.catalog.sizes
-    batches = _Pass(steps, sizes, batch_size=batch_size, rank=rank, world=world, filled=filled)
+    batches = _Pass(steps, sizes, batch_size=batch_size, rank=rank, world=world, filled=filled, epoch=epoch)
     return plainly(worker_batches(batches, workers, sampler=range(len(batches))))
 
 

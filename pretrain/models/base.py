@@ -6,6 +6,7 @@ Shapes: B = rows, S = states of the memory (image and source tokens), U = tokens
 C = width.
 """
 
+from collections.abc import Collection
 from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor, nn
@@ -50,6 +51,16 @@ class Config(Section):
         raise NotImplementedError
 
     @property
+    def vocabulary_size(self) -> int | None:
+        """Return the ids that the config itself fixes; None: as many as the tokenizer has."""
+        return None
+
+    @property
+    def regions(self) -> tuple[int, int] | None:
+        """Return the most boxes of a row and the numbers of a box's feature; None: no detector's features are read."""
+        return None
+
+    @property
     def joint_width(self) -> int:
         """Return the numbers of a feature that rows are compared by; 0 where none are."""
         return 0
@@ -73,6 +84,10 @@ class Config(Section):
         """Return what the model is, without how it is trained (recomputation, patch dropout)."""
         return self.model_copy(deep=True)
 
+    def without_files(self, names: Collection[str]) -> Self:
+        """Return the config without the files of weights that these weights replace: they need not exist any more."""
+        return self
+
     def architecture(self) -> dict[str, Any]:
         """Return what must not change when a run goes on, as JSON holds it; the tokenizer is compared apart."""
         return self.model_dump(mode="json", exclude={"tokenizer"})
@@ -81,6 +96,10 @@ class Config(Section):
     def symbols(self) -> tuple[str, ...]:
         """Return what the model adds to the tokenizer's vocabulary (sentinels, codes, bins), in the order of ids."""
         return ()
+
+    def opening(self, words: Vocabulary) -> tuple[int, ...]:
+        """Return the tokens that a decoder starts from: the start token, or the padding where there is none (T5)."""
+        return (words.pad if words.start is None else words.start,)
 
 
 class Model(nn.Module):

@@ -4,6 +4,7 @@ Shapes: N = images, B = rows, T = tokens, P = patches, C = width, E = joint embe
 """
 
 import math
+from collections.abc import Collection
 from functools import cached_property
 from typing import Any, Literal
 
@@ -42,6 +43,11 @@ class Config(base.Config):
         return self.text.context_length, None
 
     @property
+    def vocabulary_size(self) -> int | None:
+        """Return the rows of the text tower's table."""
+        return self.text.vocab_size
+
+    @property
     def joint_width(self) -> int:
         """Return the width of the joint space."""
         return self.embed_dim
@@ -67,6 +73,13 @@ class Config(base.Config):
         """Return the towers without recomputation and patch dropout."""
         out = self.model_copy(deep=True)
         out.vision.checkpointing, out.text.checkpointing, out.vision.patch_dropout = False, False, 0.0
+        return out
+
+    def without_files(self, names: Collection[str]) -> "Config":
+        """Return the config without the trunk's file, where the trunk's weights are among these."""
+        out = self.model_copy(deep=True)
+        if vision_towers.among(names, "vision.trunk."):
+            out.vision.weights = None
         return out
 
     def architecture(self) -> dict[str, Any]:
