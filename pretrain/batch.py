@@ -1,8 +1,8 @@
 """The currencies of the data flow: Record (bytes), Example (one decoded sample), Batch (tensors).
 
-Shapes: B = rows of the batch, N = images (a row may own several), C H W = channels, height, width, T = tokens,
-U = tokens that a decoder reads, K = boxes (a row may own several); in region_KC, C = width of a feature.
-A model only ever sees a Batch.
+Shapes: B = rows of the batch, N = images (a row may own several), C H W = channels, height, width,
+E = joint width, T = tokens, U = tokens that a decoder reads, K = boxes (a row may own several); in region_KC and
+pooled_NC, C = width of a feature. A model only ever sees a Batch.
 """
 
 from dataclasses import dataclass, field, fields, replace
@@ -57,6 +57,8 @@ class Batch:
     image_NCHW: Tensor | None = None  #: uint8, channels last in memory; towers normalise it. Floats: normalised already
     hole_N: Tensor | None = None  #: bool, the middle half of each side is zeroed once it is normalised; None: none
     owner_N: Tensor | None = None  #: int64, the row that image n belongs to
+    image_NE: Tensor | None = None  #: float32, unit-norm features that a frozen tower gave of the rows' one image each
+    pooled_NC: Tensor | None = None  #: float32, what that tower's trunk gave before the projection
     tokens_BT: Tensor | None = None  #: int64, trimmed to the longest text of the rows
     blocks_BT: Tensor | None = None  #: int64, 1 opens a new attention block, 0 joins the last
     valid_BT: Tensor | None = None  #: bool, False on padding

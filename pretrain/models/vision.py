@@ -50,6 +50,7 @@ class Output(NamedTuple):
 
     tokens_NPC: Tensor  #: patch tokens before pooling, without class token
     image_NE: Tensor | None  #: projected, not normalised; None from a tower without a projection
+    pooled_NC: Tensor | None = None  #: what was projected
 
 
 class Normalise(nn.Module):
@@ -113,7 +114,7 @@ class VisionTower(nn.Module):
         if self.projection is None:
             return Output(self._tokens(features), None)
         pooled_NC = self.trunk.forward_head(features, pre_logits=True)
-        return Output(self._tokens(features), self.projection(pooled_NC))
+        return Output(self._tokens(features), self.projection(pooled_NC), pooled_NC)
 
     def _tokens(self, features: Tensor) -> Tensor:
         if features.ndim == 4:  # a convolutional map, channels first

@@ -175,8 +175,17 @@ class Encodings:
 
     @cached_property
     def image(self) -> Tensor:
-        """Unit-norm image features [N, E]."""
+        """Unit-norm image features [N, E]: the batch's own where it brings them along, made by a frozen tower."""
+        if self.batch.image_NE is not None:
+            return self.batch.image_NE
         return F.normalize(self._vision.image_NE.float(), dim=-1)
+
+    @cached_property
+    def pooled(self) -> Tensor:
+        """What the image tower projects [N, C], or the batch's own."""
+        if self.batch.pooled_NC is not None:
+            return self.batch.pooled_NC
+        return self._vision.pooled_NC.float()
 
     @cached_property
     def text(self) -> Tensor:
