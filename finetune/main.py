@@ -186,15 +186,22 @@ def run(section: Recipe, device: torch.device) -> int:
 
 def finish(job: Job, before: Score, *, steps: int, trainer: Trainer | None = None) -> int:
     """Score, save the delta and say the result; return the exit code."""
+    import deepspeed
+
     if trainer is None:
         with torch.no_grad():
             after = job.score(job.module.eval())
         state = job.method.state()
     else:
+        trained = list(job.method.trained().values())
+        with trainer.engine.gathered(trained):
+            state = {name: x.detach().cpu().clone() for name, x in job.method.state().items()}
+        with (
+            torch.no_grad(),
+            deepspeed.zero.GatheredParameters(trained, modifier_rank=0, enabled=trainer.engine.stage == 3),
+        ):
+            job.method.settle()
         with trainer.engine.evaluating() as module:
-            with trainer.engine.gathered(list(job.method.trained().values())):
-                state = {name: x.detach().cpu().clone() for name, x in job.method.state().items()}
-            settle(job.method, stage=job.recipe.zero.stage)
             if chosen := job.method.choose(job.read):
                 print_once(json.dumps(chosen))
             after = job.score(module)
@@ -215,15 +222,6 @@ def finish(job: Job, before: Score, *, steps: int, trainer: Trainer | None = Non
         f"zero-shot {before}"
     )
     return 0
-
-
-def settle(method: methods.Method, *, stage: int) -> None:
-    """Let a method make what answers of what was trained, on whole parameters. All ranks call it."""
-    import deepspeed
-
-    trained = list(method.trained().values())
-    with deepspeed.zero.GatheredParameters(trained, modifier_rank=0, enabled=stage == 3):
-        method.settle()
 
 
 def warn(section: Recipe, steps: int) -> None:
