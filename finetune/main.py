@@ -199,16 +199,23 @@ def run(section: Recipe, device: torch.device, load: Load = pretrained.load) -> 
 
 def finish(job: Job, before: dict[str, Score], *, steps: int, trainer: Trainer | None = None) -> int:
     """Score, save the delta and say the result; return the exit code."""
+    import deepspeed
+
     parts = [part for part, names in job.parts().items() if names == job.splits.names]
     if trainer is None:
         with torch.no_grad():
             after = score_parts(job, job.module.eval(), parts)
         state = job.method.state()
     else:
+        trained = list(job.method.trained().values())
+        with trainer.engine.gathered(trained):
+            state = {name: x.detach().cpu().clone() for name, x in job.method.state().items()}
+        with (
+            torch.no_grad(),
+            deepspeed.zero.GatheredParameters(trained, modifier_rank=0, enabled=trainer.engine.stage == 3),
+        ):
+            job.method.settle()
         with trainer.engine.evaluating() as module:
-            with trainer.engine.gathered(list(job.method.trained().values())):
-                state = {name: x.detach().cpu().clone() for name, x in job.method.state().items()}
-            settle(job.method, stage=job.recipe.zero.stage)
             if chosen := job.method.choose(job.read):
                 print_once(json.dumps(chosen))
             after = score_parts(job, module, parts)
@@ -235,15 +242,6 @@ def finish(job: Job, before: dict[str, Score], *, steps: int, trainer: Trainer |
 def score_parts(job: Job, module: torch.nn.Module, parts: list[str]) -> dict[str, Score]:
     """Return the scores of several splits."""
     return {name: score for part in parts for name, score in job.score(module, part).items()}
-
-
-def settle(method: methods.Method, *, stage: int) -> None:
-    """Let a method make what answers of what was trained, on whole parameters. All ranks call it."""
-    import deepspeed
-
-    trained = list(method.trained().values())
-    with deepspeed.zero.GatheredParameters(trained, modifier_rank=0, enabled=stage == 3):
-        method.settle()
 
 
 def warn(section: Recipe, steps: int) -> None:
