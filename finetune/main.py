@@ -6,7 +6,7 @@ Interrupted, the same command goes on where it stopped. RUN/delta.safetensors ho
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +63,7 @@ class Job:
         self.task: tasks.Task = registry.find("finetune.tasks", section.task.name).Task(section.task)
         self.splits: Splits = self.task.prepare(self.folder.path / "data")
         dist.seed_step(section.run.seed, "method")  # the same first weights on every rank
-        plug = registry.find("finetune.methods", section.method.name)
-        for split in plug.Method.splits(section.method):
-            self._refuse_empty(split)
-        self.method: methods.Method = plug.Method(section.method, self.base, self.splits.names)
+        self.method = self.build()
         self.module: torch.nn.Module = Finetune(self.method).to(device)
         if self.task.kind == "retrieve":
             self.module = Contrast(self.method)
@@ -74,12 +71,22 @@ class Job:
         for shards in self.shards().values():
             self.reading.encode(shards)
 
-    def _refuse_empty(self, split: str) -> None:
-        if not getattr(self.splits, split):
-            raise ConfigError(
-                f"task.data: has no {split} split, and too few samples to take one from train; "
-                f"method.name={self.recipe.method.name} needs one as it is configured"
-            )
+    def build(self) -> methods.Method:
+        """Return the method as it is before training.
+
+        Raises:
+            ConfigError: it needs a split that the data lacks, or cannot be built on this base.
+        """
+        name = self.recipe.method.name
+        plug = registry.find("finetune.methods", name)
+        for split in plug.Method.splits(self.recipe.method):
+            if not getattr(self.splits, split):
+                raise ConfigError(
+                    f"task.data: has no {split} split, and too few samples to take one from train; "
+                    f"method.name={name} needs one as it is configured"
+                )
+        method: methods.Method = plug.Method(self.recipe.method, self.base, self.splits.names)
+        return method
 
     def read(self, split: str, *, views: int = 0) -> Iterator[Batch]:
         """Return this rank's part of a split, in order, on the device; all ranks get equally many batches.
@@ -113,16 +120,27 @@ class Job:
         """Return what is scored, test first, and the class names of each."""
         return {"test": self.splits.names, **{name: part.names for name, part in self.splits.more.items()}}
 
+    def scores(self, module: torch.nn.Module) -> dict[str, Score]:
+        """Return the scores of a fine-tuned model on every split that has the classes of its training."""
+        own = [part for part, names in self.parts().items() if names == self.splits.names]
+        return {name: score for part in own for name, score in self.score(module, part).items()}
+
+    def open_scores(self, file: Path, changes: Iterable[str] = ()) -> dict[str, Score]:
+        """Return the scores of a saved delta on splits of classes that it was not trained on, where it names any."""
+        found: dict[str, Score] = {}
+        others = {part: names for part, names in self.parts().items() if names != self.splits.names}
+        for part, names in others.items() if self.method.open_classes else ():
+            method = delta.read(file, self._load(self.recipe.base), changes=changes, names=names)
+            with torch.no_grad():
+                found |= self.score(Finetune(method).to(self.device).eval(), part)
+        return found
+
     def score(self, module: torch.nn.Module, part: str = "test") -> dict[str, Score]:
         """Return the scores of a fine-tuned model on the whole of a split."""
         answer: Any = lambda b: module([b], want="logits")  # noqa: E731
         if self.task.kind == "retrieve":
             answer = self._features(lambda batch, want: module([batch], want=want))
         return self._named(part, scores=self.task.scores(answer, self.read(part), self.parts()[part]))
-
-    def renamed(self, path: Path, names: list[str]) -> torch.nn.Module:
-        """Return the model of a saved delta, on a base of its own, as it names classes that it was not trained on."""
-        return Finetune(delta.read(path, self._load(self.recipe.base), names=names)).to(self.device).eval()
 
     def _features(self, run: Callable[[Batch, str], Tensor]) -> Features:
         return Features(run=run, transform=self.base.transform, composer=self.base.composer, device=self.device)
@@ -192,10 +210,9 @@ def run(section: Recipe, device: torch.device, load: Load = pretrained.load) -> 
 
 def finish(job: Job, before: dict[str, Score], *, steps: int, trainer: Trainer | None = None) -> int:
     """Score, save the delta and say the result; return the exit code."""
-    parts = [part for part, names in job.parts().items() if names == job.splits.names]
     if trainer is None:
         with torch.no_grad():
-            after = score_parts(job, job.module.eval(), parts)
+            after = job.scores(job.module.eval())
         state = job.method.state()
     else:
         with trainer.engine.evaluating() as module:
@@ -204,15 +221,12 @@ def finish(job: Job, before: dict[str, Score], *, steps: int, trainer: Trainer |
             settle(job.method, stage=job.recipe.zero.stage)
             if chosen := job.method.choose(job.read):
                 print_once(json.dumps(chosen))
-            after = score_parts(job, module, parts)
+            after = job.scores(module)
     path = job.folder.path / delta.FILE
     if dist.is_main():
         delta.write(path, state, pretrained=job.base, method=job.method.config, names=job.splits.names)
     dist.barrier()
-    if job.method.open_classes:
-        for part in job.parts().keys() - set(parts):
-            with torch.no_grad():
-                after |= job.score(job.renamed(path, job.parts()[part]), part)
+    after |= job.open_scores(path)
     if dist.is_main():
         scores.append(job.folder.path, steps, {**before, **after})
     numbers = sum(state[name].numel() for name in job.method.trained())
@@ -223,11 +237,6 @@ def finish(job: Job, before: dict[str, Score], *, steps: int, trainer: Trainer |
         f"test {name.removeprefix(job.recipe.task.name + '/')} {now}, zero-shot {then}"
     )
     return 0
-
-
-def score_parts(job: Job, module: torch.nn.Module, parts: list[str]) -> dict[str, Score]:
-    """Return the scores of several splits."""
-    return {name: score for part in parts for name, score in job.score(module, part).items()}
 
 
 def settle(method: methods.Method, *, stage: int) -> None:

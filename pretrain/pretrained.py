@@ -20,6 +20,7 @@ from pretrain.data.transforms import Transform
 from pretrain.engine import checkpoint
 from pretrain.models import convert_dual_encoder, convert_open_clip, convert_transformers, vlm
 
+DELTA = "delta.safetensors"  #: what a fine-tuned run leaves
 ENCODER = "text_encoder"  #: where a `diptych` export keeps the encoder of an hf: text tower
 KINDS = (
     "a run folder, a checkpoint (runs/NAME/checkpoints/step-...), an export of ours, an open_clip folder "
@@ -54,6 +55,11 @@ def load(
     path = Path(path)
     if not path.is_dir():
         raise ConfigError(f"model {path}: no such folder; give {KINDS}")
+    if (path / DELTA).is_file():
+        raise ConfigError(
+            f"model {path}: a fine-tuned run, which holds what it trained and not its base; use "
+            "python -m finetune.evaluate, or python -m finetune.export where it can be merged into its base"
+        )
     if (path / "checkpoints").is_dir() or (path / "COMPLETE").is_file():
         found = _checkpoint(path, step=step, average=average)
     elif step is not None:

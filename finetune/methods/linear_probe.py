@@ -65,6 +65,11 @@ class Method(base.Method):
         self.head = nn.Linear(width, len(names))
         self.pictures_by = "features" if config.features == "joint" else "pooled"
 
+    @classmethod
+    def splits(cls, config: Config) -> tuple[str, ...]:
+        """Return train, and validation where C is chosen."""
+        return ("train",) if config.c else ("train", "validation")
+
     def features(self, batch: Batch) -> Tensor:
         """Return the frozen features [N, D]."""
         seen = self.model(batch)
