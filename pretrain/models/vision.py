@@ -107,8 +107,11 @@ class VisionTower(nn.Module):
         # convolutions are up to 1.7 times as fast so; ZeRO flattens weights, which keep their own order
         image_NCHW = self.normalise(image_NCHW).contiguous(memory_format=torch.channels_last)
         features = self.trunk.forward_features(image_NCHW)
-        pooled_NC = self.trunk.forward_head(features, pre_logits=True)
-        return Output(self._tokens(features), self.projection(pooled_NC))
+        tokens_NPC, pooled_NC = self._pooled(features)
+        return Output(tokens_NPC, self.projection(pooled_NC))
+
+    def _pooled(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return self._tokens(features), self.trunk.forward_head(features, pre_logits=True)
 
     def _tokens(self, features: Tensor) -> Tensor:
         if features.ndim == 4:  # a convolutional map, channels first
