@@ -13,9 +13,9 @@ from finetune.methods import base
 from pretrain import config, registry
 from pretrain.config import ConfigError
 from pretrain.data.format import write_atomic
-from pretrain.pretrained import Pretrained
+from pretrain.pretrained import DELTA, Pretrained
 
-FILE = "delta.safetensors"
+FILE = DELTA
 VERSION = "1"
 
 

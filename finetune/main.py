@@ -4,10 +4,9 @@ Reads as the recipe: base model, task and method become one module, the trainer 
 Interrupted, the same command goes on where it stopped. RUN/delta.safetensors holds what was trained.
 """
 
-import itertools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,15 @@ if __name__ == "__main__":  # started as a file, the folder of this file would c
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
+from torch import Tensor
 
 from finetune import delta, recipe
+from finetune.contrast import Contrast
 from finetune.methods import base as methods
 from finetune.methods.base import Finetune
+from finetune.reading import Reading
 from finetune.recipe import Recipe
+from finetune.sources import SPLITS
 from finetune.splits import Splits
 from finetune.tasks import base as tasks
 from pretrain import command, config, dist, pretrained, registry
@@ -38,95 +41,110 @@ from pretrain.report import scores
 
 EXAMPLE = """example:
   deepspeed --num_gpus 2 finetune/main.py --config finetune/configs/coop_iconcaps.yaml base=runs/clip_iconcaps/export
-one's own pictures, FOLDER/train/CLASS/*.jpg and FOLDER/test/CLASS/*.jpg:
+one's own pictures, FOLDER/CLASS/*.jpg (finetune/sources.py has more forms):
   python finetune/main.py --config finetune/configs/linear_probe_iconcaps.yaml base=EXPORT task.data=FOLDER"""
+
+Load = Callable[[str], Pretrained]
 
 
 class Job:
     """The parts of one fine-tuning run."""
 
-    def __init__(self, section: Recipe, device: torch.device) -> None:
-        """Build the parts. All ranks call it.
+    def __init__(self, section: Recipe, device: torch.device, load: Load = pretrained.load) -> None:
+        """Build the parts; `load` gives a base of one's own, which will be changed. All ranks call it.
 
         Raises:
             ConfigError: parts that do not fit together; what can be told from the config is, before weights are read.
         """
-        self.recipe, self.device = section, device
-        self.base: Pretrained = pretrained.load(section.base)
+        self.recipe, self.device, self._load = section, device, load
+        self.base: Pretrained = load(section.base)
         methods.refuse_base(section.method.name, self.base.config)
         self.folder = RunFolder(section.run.folder, config=config.dump(section))
         self.task: tasks.Task = registry.find("finetune.tasks", section.task.name).Task(section.task)
         self.splits: Splits = self.task.prepare(self.folder.path / "data")
         dist.seed_step(section.run.seed, "method")  # the same first weights on every rank
-        plug = registry.find("finetune.methods", section.method.name)
-        for split in plug.Method.splits(section.method):
-            self._refuse_empty(split)
-        self.method: methods.Method = plug.Method(section.method, self.base, self.splits.names)
-        self.module = Finetune(self.method).to(device)
+        self.method = self.build()
+        self.module: torch.nn.Module = Finetune(self.method).to(device)
+        if self.task.kind == "retrieve":
+            self.module = Contrast(self.method)
+        self.reading = Reading(section, self.task, self.base, pictures_by=self.method.pictures_by, device=device)
+        for shards in self.shards().values():
+            self.reading.encode(shards)
 
-    def _refuse_empty(self, split: str) -> None:
-        if not getattr(self.splits, split):
-            raise ConfigError(
-                f"task.data: has no {split} split, and too few samples to take one from train; "
-                f"method.name={self.recipe.method.name} needs one as it is configured"
-            )
+    def build(self) -> methods.Method:
+        """Return the method as it is before training.
+
+        Raises:
+            ConfigError: it needs a split that the data lacks, or cannot be built on this base.
+        """
+        name = self.recipe.method.name
+        plug = registry.find("finetune.methods", name)
+        for split in plug.Method.splits(self.recipe.method):
+            if not getattr(self.splits, split):
+                raise ConfigError(
+                    f"task.data: has no {split} split, and too few samples to take one from train; "
+                    f"method.name={name} needs one as it is configured"
+                )
+        method: methods.Method = plug.Method(self.recipe.method, self.base, self.splits.names)
+        return method
 
     def read(self, split: str, *, views: int = 0) -> Iterator[Batch]:
         """Return this rank's part of a split, in order, on the device; all ranks get equally many batches.
 
         With `views`, so many passes one after the other, augmented as training is.
         """
-        if views:
-            augmented = {"augment": self.recipe.data.augment, "seed": self.recipe.run.seed}
-            return itertools.chain.from_iterable(self._pass(split, epoch=e, **augmented) for e in range(views))
-        return self._pass(split)
+        return self.reading.scan(self.shards()[split], split, views=views)
 
-    def _pass(self, split: str, **how: Any) -> Iterator[Batch]:
-        batches = loader.scan(
-            getattr(self.splits, split),
-            reader={self.task.reader: {}},
-            transform=self.base.transform,
-            composer=self.base.composer,
-            batch_size=self.recipe.task.batch_size,
-            rank=dist.rank(),
-            world=dist.world(),
-            workers=self.recipe.data.workers,
-            access=self.recipe.data,
-            **how,
-        )
-        return (batch.to(self.device) for batch in batches)
+    def shards(self) -> dict[str, list[str]]:
+        """Return the shards of every split, and of what is scored beside test."""
+        more = {name: part.shards for name, part in self.splits.more.items()}
+        return {**{split: getattr(self.splits, split) for split in SPLITS}, **more}
 
-    def zero_shot(self) -> Score:
-        """Return the score of the base as it is, with the task's sentences."""
+    def zero_shot(self) -> dict[str, Score]:
+        """Return the scores of the base as it is, with the task's sentences."""
         model = self.base.model.eval()
-        features = Features(
-            run=lambda batch, want: getattr(model(batch), want),
-            transform=self.base.transform,
-            composer=self.base.composer,
-            device=self.device,
-        )
-        task = self.recipe.task
-        weight_KE = class_weights(features, self.splits.names, task.templates, batch_size=task.batch_size)
-        with torch.no_grad():
-            return self.task.score(lambda b: model(b).image @ weight_KE.T, self.read("test"), self.splits.names)
+        features = self._features(lambda batch, want: getattr(model(batch), want))
+        if self.task.kind == "retrieve":
+            return self._named(zero_shot=True, scores=self.task.scores(features, self.read("test"), []))
+        task, found = self.recipe.task, {}
+        for part, names in self.parts().items():
+            weight_KE = class_weights(features, names, task.templates, batch_size=task.batch_size)
+            with torch.no_grad():
+                scores_ = self.task.scores(
+                    lambda b, weight_KE=weight_KE: model(b).image @ weight_KE.T, self.read(part), names
+                )
+            found |= self._named(part, zero_shot=True, scores=scores_)
+        return found
 
-    def score(self, module: torch.nn.Module) -> Score:
-        """Return the score of the fine-tuned model on the whole test split."""
-        return self.task.score(lambda b: module([b], want="logits"), self.read("test"), self.splits.names)
+    def parts(self) -> dict[str, list[str]]:
+        """Return what is scored, test first, and the class names of each."""
+        return {"test": self.splits.names, **{name: part.names for name, part in self.splits.more.items()}}
+
+    def score(self, module: torch.nn.Module, part: str = "test") -> dict[str, Score]:
+        """Return the scores of a fine-tuned model on the whole of a split."""
+        answer: Any = lambda b: module([b], want="logits")  # noqa: E731
+        if self.task.kind == "retrieve":
+            answer = self._features(lambda batch, want: module([batch], want=want))
+        return self._named(part, scores=self.task.scores(answer, self.read(part), self.parts()[part]))
+
+    def renamed(self, path: Path, names: list[str]) -> torch.nn.Module:
+        """Return the model of a saved delta, on a base of its own, as it names classes that it was not trained on."""
+        return Finetune(delta.read(path, self._load(self.recipe.base), names=names)).to(self.device).eval()
+
+    def _features(self, run: Callable[[Batch, str], Tensor]) -> Features:
+        return Features(run=run, transform=self.base.transform, composer=self.base.composer, device=self.device)
+
+    def _named(self, part: str = "test", *, scores: dict[str, Score], zero_shot: bool = False) -> dict[str, Score]:
+        """Return scores under the names of evals.jsonl: TASK/[PART/][zero_shot/]METRIC."""
+        lead = [self.recipe.task.name, *([part] if part != "test" else [])]
+        if zero_shot and list(scores) == [self.task.metric]:
+            return {"/".join([*lead, "zero_shot"]): score for score in scores.values()}
+        lead += ["zero_shot"] if zero_shot else []
+        return {"/".join([*lead, name]): score for name, score in scores.items()}
 
     def training(self) -> loader.Loader:
         """Return the training batches of this rank."""
-        assert self.recipe.train is not None
-        where = {"shards": self.splits.train, "reader": {self.task.reader: {}}}
-        return loader.Loader(
-            loader.Config(**{**self.recipe.data.model_dump(), **where}),
-            batch_size=self.recipe.train.batch_size,
-            seed=self.recipe.run.seed,
-            transform=self.base.transform,
-            composer=self.base.composer,
-            rank=dist.rank(),
-            world=dist.world(),
-        )
+        return self.reading.training(self.splits.train)
 
     def identity(self, batches: loader.Loader) -> Identity:
         """Return what a checkpoint of this run belongs to."""
@@ -135,9 +153,11 @@ class Job:
         return Identity(fingerprint={"order": batches.fingerprint(), "architecture": about}, optimisation=tree)
 
 
-def run(section: Recipe, device: torch.device) -> int:
+def run(section: Recipe, device: torch.device, load: Load = pretrained.load) -> int:
     """Fine-tune as the recipe says; return the exit code. All ranks call it."""
-    job = Job(section, device)
+    job = Job(section, device, load)
+    if job.reading.note:
+        print_once(job.reading.note)
     before = job.zero_shot()
     if job.method.solved(section.method):
         job.folder.claim()
@@ -177,11 +197,12 @@ def run(section: Recipe, device: torch.device) -> int:
     return trainer.run() or finish(job, before, steps=steps, trainer=trainer)
 
 
-def finish(job: Job, before: Score, *, steps: int, trainer: Trainer | None = None) -> int:
+def finish(job: Job, before: dict[str, Score], *, steps: int, trainer: Trainer | None = None) -> int:
     """Score, save the delta and say the result; return the exit code."""
+    parts = [part for part, names in job.parts().items() if names == job.splits.names]
     if trainer is None:
         with torch.no_grad():
-            after = job.score(job.module.eval())
+            after = score_parts(job, job.module.eval(), parts)
         state = job.method.state()
     else:
         with trainer.engine.evaluating() as module:
@@ -190,24 +211,30 @@ def finish(job: Job, before: Score, *, steps: int, trainer: Trainer | None = Non
             settle(job.method, stage=job.recipe.zero.stage)
             if chosen := job.method.choose(job.read):
                 print_once(json.dumps(chosen))
-            after = job.score(module)
+            after = score_parts(job, module, parts)
+    path = job.folder.path / delta.FILE
     if dist.is_main():
-        delta.write(
-            job.folder.path / delta.FILE,
-            state,
-            pretrained=job.base,
-            method=job.method.config,
-            names=job.splits.names,
-        )
-        name = f"{job.recipe.task.name}/{job.task.metric}"
-        scores.append(job.folder.path, steps, {f"{job.recipe.task.name}/zero_shot": before, name: after})
+        delta.write(path, state, pretrained=job.base, method=job.method.config, names=job.splits.names)
+    dist.barrier()
+    if job.method.open_classes:
+        for part in job.parts().keys() - set(parts):
+            with torch.no_grad():
+                after |= job.score(job.renamed(path, job.parts()[part]), part)
+    if dist.is_main():
+        scores.append(job.folder.path, steps, {**before, **after})
     numbers = sum(state[name].numel() for name in job.method.trained())
+    (name, now), then = next(iter(after.items())), next(iter(before.values()))
     print_once(
         f"{job.recipe.method.name} on {job.recipe.task.name} ({len(job.splits.names)} classes, "
-        f"{job.splits.samples['train']} samples, {numbers:,} parameters): test {job.task.metric} {after}, "
-        f"zero-shot {before}"
+        f"{job.splits.samples['train']} samples, {numbers:,} parameters): "
+        f"test {name.removeprefix(job.recipe.task.name + '/')} {now}, zero-shot {then}"
     )
     return 0
+
+
+def score_parts(job: Job, module: torch.nn.Module, parts: list[str]) -> dict[str, Score]:
+    """Return the scores of several splits."""
+    return {name: score for part in parts for name, score in job.score(module, part).items()}
 
 
 def settle(method: methods.Method, *, stage: int) -> None:

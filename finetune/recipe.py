@@ -10,6 +10,7 @@ from finetune.tasks import base as tasks
 from pretrain import config, registry
 from pretrain.config import ConfigError, Section
 from pretrain.data import loader
+from pretrain.data.transforms import Augment
 from pretrain.engine import checkpoint
 from pretrain.engine.monitor import Config as Monitor
 from pretrain.engine.optim import Config as Optim
@@ -28,6 +29,11 @@ class Data(loader.Config):
     reader: dict[str, dict[str, Any]] = {}  # noqa: RUF012
     lanes: int = Field(default=1, ge=1)  #: small data: one stream that is shuffled as a whole
     order: Literal["exact"] = "exact"  #: splits and shots are counted
+    #: what training does to a picture; null: nothing, it is seen as an evaluation sees it
+    augment: Augment | None = None  # type: ignore[assignment]
+    #: cached: features of frozen towers are computed once and kept in cache_dir, where all runs find them; with
+    #: `augment`, those of evaluations only. off: computed whenever a picture is read
+    features: Literal["cached", "off"] = "cached"
 
     @field_validator("shards", "reader", "blend", mode="before")
     @classmethod
@@ -35,6 +41,11 @@ class Data(loader.Config):
         if value:
             raise ValueError(f"the task says what is read: use task.data instead of data.{info.field_name}")
         return value
+
+    @field_validator("features", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # which is what YAML makes of the bare word
 
     @model_validator(mode="after")
     def _what_is_read(self) -> "Data":

@@ -1,31 +1,31 @@
-"""From what a user has to shards of labelled pictures: a folder of class folders, or shards; k samples a class.
+"""From labelled samples to the shards of a run: k samples a class, halves of the classes, splits kept for later starts.
 
-    FOLDER/train/CLASS/*.jpg  test/CLASS/*.jpg  [validation/CLASS/*.jpg]
-    FOLDER/train-*.tar  test-*.tar  [validation-*.tar]         or a pattern such as icons/fewshot-{split}-*.tar
-
-A sample's json member holds {"class": index, "name": class name}. What is drawn or converted is written into the run's
-folder as small shards, so that order, resume and quarantine are those of pretraining.
+What is drawn or converted is written into the run's folder as small shards, so that order, resume and quarantine are
+those of pretraining. All draws are by hash of seed and key.
 """
 
-import glob
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-from braceexpand import braceexpand
-
+from finetune.sources import Sample
+from pretrain import dist
 from pretrain.config import ConfigError
 from pretrain.data import format
-from pretrain.data.decode import IMAGES
-from pretrain.data.index import resolve
-from pretrain.data.order import Place
-from pretrain.data.shards import Store
+from pretrain.data.format import ShardError, write_atomic
 from pretrain.dist import hash64
 
-SPLITS = ("train", "validation", "test")
 SHARD_SIZE = 1000
+FILE = "splits.json"
+
+
+class Part(NamedTuple):
+    """Samples that are scored beside the test split, and the class names among which they are told apart."""
+
+    shards: list[str]
+    names: list[str]
 
 
 class Splits(NamedTuple):
@@ -36,45 +36,58 @@ class Splits(NamedTuple):
     test: list[str]
     names: list[str]
     samples: dict[str, int]
+    more: dict[str, Part] = {}  # noqa: RUF012  #: what is scored beside test, by name: classes never trained on, a shift
 
 
-class Sample(NamedTuple):
-    """One labelled picture that has not been read yet."""
+class Written(Protocol):
+    """What can be written into a shard."""
 
-    key: str  #: what draws depend on: never where the data lies
-    target: int
-    name: str
-    read: Callable[[], dict[str, bytes]]  #: its members: extension -> bytes
+    @property
+    def key(self) -> str: ...
+    @property
+    def read(self) -> Callable[[], dict[str, bytes]]: ...
+    @property
+    def label(self) -> dict[str, Any]: ...
 
 
-def find(data: str) -> dict[str, list[Sample]]:
-    """Return the labelled pictures of each split.
+AnyWritten = TypeVar("AnyWritten", bound=Written)
+
+
+def prepared(folder: Path, mark: Mapping[str, Any], make: Callable[[], Splits]) -> Splits:
+    """Return the splits that `make` makes on rank 0, or that an earlier start of an equal `mark` has left in `folder`.
+
+    All ranks call it.
 
     Raises:
-        ConfigError: no such data, no train or test split, or samples without a class.
-        ShardError: a shard cannot be read.
+        ConfigError: on every rank, where `make` cannot make them.
     """
-    folder = Path(data)
-    if folder.is_dir() and (folder / "train").is_dir():
-        found = {split: _pictures(folder, split) for split in SPLITS}
-    else:
-        pattern = str(folder / "{split}-*.tar") if folder.is_dir() else data
-        if "{split}" not in pattern:
-            raise ConfigError(
-                f"task.data: {data!r} is neither a folder with train/CLASS/*.jpg and test/CLASS/*.jpg, nor a folder of "
-                "shards, nor a pattern with {split} in it, e.g. icons/fewshot-{split}-*.tar"
-            )
-        found = {split: _labelled(shards(pattern, split)) for split in SPLITS}
-    for split in ("train", "test"):
-        if not found[split]:
-            raise ConfigError(f"task.data: {data!r} has no {split} split; check the path and its names")
-    return found
+    problem, found = None, None
+    if dist.is_main():
+        try:
+            found = _read(folder / FILE, mark)
+            if found is None:
+                found = make()
+                folder.mkdir(parents=True, exist_ok=True)
+                tree = {"config": dict(mark), "splits": found._asdict()}
+                write_atomic(folder / FILE, json.dumps(tree, indent=1).encode())
+        except (ConfigError, ShardError, OSError) as error:
+            problem = str(error)
+    problem, found = dist.broadcast_object((problem, found))
+    if problem:
+        raise ConfigError(problem)
+    return Splits(*found)
 
 
-def shards(pattern: str, split: str) -> list[str]:
-    """Return the shards of a split, sorted."""
-    words = braceexpand(pattern.replace("{split}", split))
-    return sorted(path for word in words for path in glob.glob(word))
+def _read(stamp: Path, mark: Mapping[str, Any]) -> Splits | None:
+    if not stamp.is_file():
+        return None
+    tree = json.loads(stamp.read_bytes())
+    if tree["config"] != mark:
+        return None
+    found = Splits(**tree["splits"])
+    found = found._replace(more={name: Part(*part) for name, part in found.more.items()})
+    paths = [*found.train, *found.validation, *found.test, *(p for part in found.more.values() for p in part.shards)]
+    return found if all(Path(path).is_file() for path in paths) else None
 
 
 def class_names(samples: Iterable[Sample]) -> list[str]:
@@ -92,6 +105,17 @@ def class_names(samples: Iterable[Sample]) -> list[str]:
     if len(names) < 2 or len(set(names.values())) < len(names):
         raise ConfigError(f"task.data: needs two or more classes with different names, got {sorted(names.values())}")
     return [names[index] for index in range(len(names))]
+
+
+def halves(names: list[str]) -> tuple[range, range]:
+    """Return the class indexes of the base half and of the new half: CoOp's, the first one larger by one at most."""
+    middle = -(-len(names) // 2)
+    return range(middle), range(middle, len(names))
+
+
+def among(samples: Iterable[Sample], classes: range) -> list[Sample]:
+    """Return the samples of some classes, which are numbered from 0 anew."""
+    return [s._replace(target=s.target - classes.start) for s in samples if s.target in classes]
 
 
 def draw(samples: Iterable[Sample], count: int | None, *, seed: int) -> list[Sample]:
@@ -112,12 +136,12 @@ def hold_out(samples: Iterable[Sample], count: int, *, seed: int) -> tuple[list[
     return rest, [s for target, group in members.items() for s in group[cut[target] :]]
 
 
-def ranked(samples: Iterable[Sample], *, seed: int) -> list[Sample]:
+def ranked(samples: Iterable[AnyWritten], *, seed: int) -> list[AnyWritten]:
     """Return samples in an order that mixes the classes and depends on seed and keys alone."""
     return sorted(samples, key=lambda s: (hash64(seed, "draw", s.key), s.key))
 
 
-def write(samples: Sequence[Sample], folder: Path, split: str) -> list[str]:
+def write(samples: Sequence[Written], folder: Path, split: str) -> list[str]:
     """Write samples as shards `split-00000.tar` ...; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -125,71 +149,7 @@ def write(samples: Sequence[Sample], folder: Path, split: str) -> list[str]:
         path = folder / f"{split}-{at // SHARD_SIZE:05d}.tar"
         with format.ShardWriter(path) as writer:
             for number, sample in enumerate(samples[at : at + SHARD_SIZE], at):
-                tree = {"class": sample.target, "name": sample.name, "source": sample.key}
-                label = json.dumps(tree, ensure_ascii=False).encode()
+                label = json.dumps(sample.label, ensure_ascii=False).encode()
                 writer.add(f"{split}-{number:06d}", {**sample.read(), "json": label})
         paths.append(str(path))
     return paths
-
-
-def _pictures(folder: Path, split: str) -> list[Sample]:
-    """Return the pictures below FOLDER/SPLIT, one class a folder, numbered by the sorted names of train's folders."""
-    names = sorted(path.name for path in (folder / "train").iterdir() if path.is_dir())
-    root = folder / split
-    out = []
-    for path in sorted(root.glob("*/*")) if root.is_dir() else []:
-        extension = path.suffix[1:].lower()
-        if extension not in IMAGES or path.name.startswith("."):
-            continue
-        if path.parent.name not in names:
-            raise ConfigError(f"task.data: {path.parent} has no folder of its name in {folder / 'train'}")
-        key = path.relative_to(root).as_posix()
-        name = path.parent.name.replace("_", " ")
-        out.append(Sample(key, names.index(path.parent.name), name, _Picture(path, extension)))
-    return out
-
-
-class _Picture(NamedTuple):
-    path: Path
-    extension: str
-
-    def __call__(self) -> dict[str, bytes]:
-        return {self.extension: self.path.read_bytes()}
-
-
-class _Member(NamedTuple):
-    store: Store
-    place: Place
-
-    def __call__(self) -> dict[str, bytes]:
-        fields = self.store.read(self.place).fields
-        return {name: data for name, data in fields.items() if name in IMAGES}
-
-
-def _labelled(paths: list[str]) -> list[Sample]:
-    """Return the samples of shards with the class that their json member gives."""
-    if not paths:
-        return []
-    catalog = resolve(paths)
-    store = Store(catalog, seed=0)
-    out = []
-    for shard, size in enumerate(catalog.sizes):
-        for member in range(size):
-            place = Place(0, 0, shard, member)
-            record = store.read(place)
-            target, name = _class(record.fields, record.shard, record.key)
-            out.append(Sample(record.key, target, name, _Member(store, place)))
-    return out
-
-
-def _class(fields: dict[str, bytes], shard: str, key: str) -> tuple[int, str]:
-    try:
-        tree = json.loads(fields["json"])
-        target, name = tree["class"], tree["name"]
-        if type(target) is not int or not isinstance(name, str) or not name.strip():
-            raise ValueError(f"class={target!r}, name={name!r}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f'task.data: sample {key!r} of {shard}: its json must hold {{"class": index, "name": "..."}} ({error})'
-        ) from None
-    return target, name.strip().replace("_", " ")

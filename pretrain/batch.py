@@ -1,8 +1,8 @@
 """The currencies of the data flow: Record (bytes), Example (one decoded sample), Batch (tensors).
 
-Shapes: B = rows of the batch, N = images (a row may own several), C H W = channels, height, width, T = tokens,
-U = tokens that a decoder reads, K = boxes (a row may own several); in region_KC, C = width of a feature.
-A model only ever sees a Batch.
+Shapes: B = rows of the batch, N = images (a row may own several), C H W = channels, height, width,
+E = joint width, T = tokens, U = tokens that a decoder reads, K = boxes (a row may own several); in region_KC and
+pooled_NC, C = width of a feature. A model only ever sees a Batch.
 """
 
 from dataclasses import dataclass, field, fields, replace
@@ -43,6 +43,10 @@ class Example:
     unlearned: int = 0  #: so many tokens of the suffix, from its beginning, carry no loss
     codes: bool = False  #: the suffix is codes of an image, not text
     hole: bool = False  #: the middle half of each side of its pictures is hidden
+    candidates: tuple[str, ...] = ()  #: what the suffix may be, where it is one of a list
+    prompt: str = "none"  #: what a decoder reads before the suffix: none, source, or source_end (with its end token)
+    regions_K4: NDArray[np.float32] | None = None  #: as boxes_K4, where a detector has looked: what the model is shown
+    region_KC: NDArray[np.float32] | None = None  #: the detector's feature of each region
 
 
 @dataclass(slots=True)
@@ -53,6 +57,8 @@ class Batch:
     image_NCHW: Tensor | None = None  #: uint8, channels last in memory; towers normalise it. Floats: normalised already
     hole_N: Tensor | None = None  #: bool, the middle half of each side is zeroed once it is normalised; None: none
     owner_N: Tensor | None = None  #: int64, the row that image n belongs to
+    image_NE: Tensor | None = None  #: float32, unit-norm features that a frozen tower gave of the rows' one image each
+    pooled_NC: Tensor | None = None  #: float32, what that tower's trunk gave before the projection
     tokens_BT: Tensor | None = None  #: int64, trimmed to the longest text of the rows
     blocks_BT: Tensor | None = None  #: int64, 1 opens a new attention block, 0 joins the last
     valid_BT: Tensor | None = None  #: bool, False on padding
@@ -63,6 +69,8 @@ class Batch:
     )
     codes_B: Tensor | None = None  #: bool, the decoder of this row writes image codes
     weight_B: Tensor | None = None  #: float32, what the row's loss is multiplied with; None: 1
+    allowed_BU: Tensor | None = None  #: int64, the place in allowed_SV of what may stand there; None: all may
+    allowed_SV: Tensor | None = None  #: bool, sets of tokens, the first that of all; not by rows
     target_B: Tensor | None = None  #: int64 class index
     caption_B: Tensor | None = None  #: int64 hash of what makes two captions equal
     source_B: Tensor | None = None  #: int64, the row's place in data.blend; None without a blend
@@ -101,6 +109,8 @@ class Batch:
     def _rows(self, start: int, stop: int) -> "Batch":
         cut: dict[str, Any] = {}
         for name, value in self.tensors().items():
+            if name == "allowed_SV":
+                continue
             owner = self.owner_N if name in ("image_NCHW", "owner_N", "hole_N") else None
             owner = self.box_owner_K if name in ("boxes_K4", "box_owner_K", "region_KC") else owner
             mine = slice(start, stop) if owner is None else (owner >= start) & (owner < stop)

@@ -32,7 +32,7 @@ from pretrain.objectives import base as objective_base
 from pretrain.objectives.base import Mixture
 
 #: files of pretrain/models that are whole models; the others are their parts
-MODELS = ("vlm", "coca")
+MODELS = ("vlm", "coca", "vlt5", "ofa")
 
 
 class Run(Section):

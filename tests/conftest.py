@@ -10,6 +10,14 @@ from tests.cluster import slurm
 from tests.ranks import POOL, Pool
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What programs keep for later runs goes to a folder of this session; ranks and programs inherit the variable."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIPTYCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def ranks() -> Iterator[Pool]:
     """A pool of gloo ranks; see tests/ranks.py."""

@@ -127,15 +127,27 @@ def export(folder: Path) -> Path:
     return folder
 
 
-def class_folders(folder: Path, *, train: int = 6, test: int = 5) -> Path:
-    """Write `folder`/{train,test}/CLASS/*.png: shapes of three colours (once), and return the folder."""
+def class_folders(folder: Path, *, train: int = 6, test: int = 5, colours: int = 3) -> Path:
+    """Write `folder`/{train,test}/CLASS/*.png: shapes of some colours (once), and return the folder."""
     if not folder.exists():
         for split, count in (("train", train), ("test", test)):
-            for colour in range(3):
+            for colour in range(colours):
                 for number in range(count):
                     # synthetic.CLASSES counts shapes first: six of them a colour
                     index = 48 * (number + 10 * (split == "test")) + 6 * colour + number % 6
                     path = folder / split / f"{synthetic.CLASSES[6 * colour].split()[0]}_shape" / f"{number}.png"
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_bytes(synthetic.sample(index, size=32, seed=0)["png"])
+    return folder
+
+
+def pairs(folder: Path, *, train: int = 8, test: int = 15) -> Path:
+    """Write `folder`/{train,test}/*.png beside *.txt: shapes with a caption each (once), and return the folder."""
+    for split, count in (("train", train), ("test", test)):
+        for number in range(count):
+            path = folder / split / f"{number}.png"
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(synthetic.sample(number + 100 * (split == "test"), size=32, seed=0)["png"])
+                path.with_suffix(".txt").write_text(f"a picture of {split} {number}")
     return folder

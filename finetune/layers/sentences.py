@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from finetune.layers.class_shards import over_ranks
 from pretrain.batch import Example
 from pretrain.config import ConfigError
 from pretrain.data import prompts
@@ -34,20 +35,26 @@ class Sentences(nn.Module):
         refuse_long(pretrained, lines)
         rows = [pretrained.composer.row(Example(key=line, images=[], suffix=line), []) for line in lines]
         self.classes, self.frozen = len(names), frozen
-        self.register_buffer("tokens_ST", pretrained.composer.collate(rows).tokens_BT, persistent=False)
+        tokens_ST = pretrained.composer.collate(rows).tokens_BT if rows else torch.zeros(0, 1, dtype=torch.int64)
+        self.register_buffer("tokens_ST", tokens_ST, persistent=False)
         self.register_buffer("known_KE", None, persistent=False)
 
     def forward(self, text: nn.Module) -> Tensor:
         """Return unit-norm features [K, E] that the tower `text` gives."""
         if not self.frozen:
-            return self._mean(text(self.tokens_ST).text_BE)
+            return over_ranks(lambda own_k: self._encode(text, own_k), self.classes)
         if self.known_KE is None:
             with torch.no_grad():
-                self.known_KE = self._mean(torch.cat([text(rows_ST).text_BE for rows_ST in self.tokens_ST.split(ROWS)]))
+                text_SE = torch.cat([text(rows_ST).text_BE for rows_ST in self.tokens_ST.split(ROWS)])
+                self.known_KE = self._mean(text_SE, self.classes)
         return self.known_KE
 
-    def _mean(self, text_SE: Tensor) -> Tensor:
-        text_KtE = F.normalize(text_SE.float(), dim=-1).unflatten(0, (self.classes, -1))
+    def _encode(self, text: nn.Module, own_k: Tensor) -> Tensor:
+        tokens_KtT = self.tokens_ST.unflatten(0, (self.classes, -1))
+        return self._mean(text(tokens_KtT[own_k].flatten(0, 1)).text_BE, len(own_k))
+
+    def _mean(self, text_SE: Tensor, classes: int) -> Tensor:
+        text_KtE = F.normalize(text_SE.float(), dim=-1).unflatten(0, (classes, -1))
         return F.normalize(text_KtE.mean(1), dim=-1)
 
 

@@ -48,15 +48,16 @@ class Rate(NamedTuple):
 class Method(nn.Module):
     """Base of every method: holds the base model as `self.model`, its own parameters beside it."""
 
-    serves: ClassVar[tuple[str, ...]] = ()  #: kinds of task: classify
+    serves: ClassVar[tuple[str, ...]] = ()  #: kinds of task: classify, retrieve
     needs: ClassVar[tuple[str, ...]] = ("image",)  #: of the base: image, text, text_embeds
     #: patterns over the names of parameters, and of buffers that go with them, e.g. "head.*" or "model.vision.*"
     trains: tuple[str, ...] = ()
     fits: ClassVar[bool] = False  #: solved at once by `fit`, not trained step by step
     open_classes: bool = False  #: answers about classes that it was not trained on
     rates: ClassVar[tuple[Rate, ...]] = ()  #: of published recipes; others are warned about
-    #: features: of a picture it reads the frozen model's unit-norm feature alone, which can be computed once and kept
-    pictures_by: Literal["features", "pixels"] = "pixels"
+    #: of a picture it reads the frozen model's unit-norm feature alone, or what that is projected from (pooled): both
+    #: can be computed once and kept
+    pictures_by: Literal["features", "pooled", "pixels"] = "pixels"
     scale_1: Tensor  #: the frozen model's temperature, where pictures are read by features
 
     def __init__(self, config: Any, pretrained: Pretrained, names: list[str]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from finetune.layers import prompt
+from finetune.layers.class_shards import over_ranks
 from finetune.layers.prompt import Context, Template
 from finetune.methods import base
 from pretrain.pretrained import Pretrained
@@ -44,8 +45,7 @@ class Method(base.Method):
         self.template = Template(pretrained, names, words=config.words, length=len(start_MC), position=config.position)
         self.context = Context(start_MC, classes=len(names) if config.per_class else None)
         self.open_classes = not config.per_class
-        self.parts = prompt.chunks(len(names), config.chunk)
-        if len(self.parts) > 1:
+        if len(prompt.chunks(len(names), config.chunk)) > 1:
             prompt.recompute(self.model.text)
 
     @classmethod
@@ -54,11 +54,15 @@ class Method(base.Method):
         return {1: 50, 2: 100, 4: 100}.get(shots or 0, 200)
 
     def classes(self) -> Tensor:
-        """Return unit-norm text features of the prompts [K, E]."""
+        """Return unit-norm text features of the prompts [K, E]; each rank encodes its share of the classes."""
         prompts_KTC = self.template(self.context(len(self.names)))
-        tokens_KT = self.template.tokens_KT
-        parts = [self.model.text(tokens_KT[part], embeds_BTC=prompts_KTC[part]).text_BE for part in self.parts]
-        return F.normalize(torch.cat(parts).float(), dim=-1)
+
+        def encode(own_k: Tensor) -> Tensor:
+            tokens_kT, prompts_kTC = self.template.tokens_KT[own_k], prompts_KTC[own_k]
+            parts = prompt.chunks(len(own_k), self.config.chunk)
+            return torch.cat([self.model.text(tokens_kT[part], embeds_BTC=prompts_kTC[part]).text_BE for part in parts])
+
+        return F.normalize(over_ranks(encode, len(self.names)).float(), dim=-1)
 
     def classify_features(self, image_NE: Tensor, classes_KE: Tensor | None) -> Tensor:
         """Return scaled cosines [N, K]."""

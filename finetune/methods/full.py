@@ -47,7 +47,7 @@ class Config(base.Config):
 class Method(base.Method):
     """Towers that train as a whole."""
 
-    serves = ("classify",)
+    serves = ("classify", "retrieve")
     needs = ("image", "text")
     trains = ("model.*", "head.*")
     rates = (
@@ -59,6 +59,8 @@ class Method(base.Method):
     def __init__(self, config: Config, pretrained: Pretrained, names: list[str]) -> None:
         super().__init__(config, pretrained, names)
         linear = config.head == "linear"
+        if linear and not names:
+            raise ConfigError("method.head: a linear head names classes, of which this task has none; take text")
         fixed = config.towers == "vision"
         self.sentences = Sentences(pretrained, names, config.templates or base.TEMPLATES, frozen=fixed or linear)
         self.head = nn.Linear(pretrained.config.embed_dim, len(names), bias=False) if linear else None

@@ -63,15 +63,17 @@ class Method(base.Method):
         vision = pretrained.model.vision
         width = vision.width if config.features == "penultimate" else pretrained.model.config.embed_dim
         self.head = nn.Linear(width, len(names))
-        self.pictures_by = "features" if config.features == "joint" else "pixels"
+        self.pictures_by = "features" if config.features == "joint" else "pooled"
+
+    @classmethod
+    def splits(cls, config: Config) -> tuple[str, ...]:
+        """Return train, and validation where C is chosen."""
+        return ("train",) if config.c else ("train", "validation")
 
     def features(self, batch: Batch) -> Tensor:
         """Return the frozen features [N, D]."""
-        if self.config.features == "joint":
-            return self.model(batch).image
-        vision = self.model.vision
-        features = vision.trunk.forward_features(vision.normalise(batch.image_NCHW))
-        return vision.trunk.forward_head(features, pre_logits=True).float()
+        seen = self.model(batch)
+        return seen.image if self.config.features == "joint" else seen.pooled
 
     def classify(self, batch: Batch, classes_KE: Tensor | None) -> Tensor:
         """Return logits [N, K]."""

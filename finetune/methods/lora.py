@@ -42,7 +42,7 @@ class Config(base.Config):
 class Method(base.Method):
     """Low-rank updates inside the towers."""
 
-    serves = ("classify",)
+    serves = ("classify", "retrieve")
     needs = ("image", "text")
     trains = ("model.*.lora_a", "model.*.lora_b")
     open_classes = True

@@ -109,7 +109,8 @@ class Method(base.Method):
         """Cache the train split, in the order of its keys: the same whatever the number of ranks."""
         sums: dict[str, tuple[Tensor, int]] = {}
         for batch in read("train", views=self.config.views):
-            feature_NE = self._view(batch) if self.config.views else self.model(batch).image
+            kept = not self.config.views or batch.image_NE is not None  # pictures that are not augmented have one view
+            feature_NE = self.model(batch).image if kept else self._view(batch)
             own = len(batch) - batch.filler
             for key, feature_E, target in zip(batch.keys[:own], feature_NE.float().cpu(), base.targets(batch).tolist()):
                 sums[key] = (sums[key][0] + feature_E if key in sums else feature_E, target)
@@ -124,8 +125,7 @@ class Method(base.Method):
 
     def _view(self, batch: Batch) -> Tensor:
         """Return the features [N, E] of augmented pictures, which are averaged before they are normalised."""
-        if batch.image_NCHW is None:
-            raise ConfigError("method.views: a table of features has no augmented pictures; set method.views=0")
+        assert batch.image_NCHW is not None, "views of augmented pictures are no table of features"
         features: Tensor = self.model.vision(batch.image_NCHW).image_NE
         return features
 

@@ -30,8 +30,9 @@ class Config(Section):
 class Task:
     """Base of every task."""
 
-    kind: ClassVar[str]  #: what it wants of a method: classify
+    kind: ClassVar[str]  #: what it wants of a method: classify, retrieve
     reader: ClassVar[str]  #: a module of pretrain/data/readers
+    options: ClassVar[dict[str, Any]] = {}  #: of that reader
     metric: ClassVar[str]  #: the name of its score in evals.jsonl
 
     def __init__(self, config: Any) -> None:
@@ -44,6 +45,10 @@ class Task:
             ConfigError: the data is not what the task needs.
         """
         raise NotImplementedError
+
+    def scores(self, answer: Any, batches: Iterator[Batch], names: list[str]) -> dict[str, Score]:
+        """Return scores by name, the one that stands for the task first; the same on every rank."""
+        return {self.metric: self.score(answer, batches, names)}
 
     def score(self, answer: Answer, batches: Iterator[Batch], names: list[str]) -> Score:
         """Return the score over all ranks' batches, the same on every rank."""

@@ -37,7 +37,8 @@ class Row:
     caption: int
     draw: int
     target: int = -1
-    boxes_K4: NDArray[np.float32] | None = None
+    boxes_K4: NDArray[np.float32] | None = None  #: what the model is shown: regions where a detector has looked
+    region_KC: NDArray[np.float32] | None = None
     meta: dict[str, Any] = field(default_factory=dict)
 
 
@@ -71,7 +72,8 @@ class Composer:
             caption=hash64("caption", same),
             draw=example.draw,
             target=example.target,
-            boxes_K4=example.boxes_K4,
+            boxes_K4=example.boxes_K4 if example.regions_K4 is None else example.regions_K4,
+            region_KC=example.region_KC,
             meta=example.meta,
             **text,
         )
@@ -82,6 +84,7 @@ class Composer:
         images = [image_HWC for row in rows for image_HWC in row.images]
         owners = [number for number, row in enumerate(rows) for _ in row.images]
         boxes = [(number, row.boxes_K4) for number, row in enumerate(rows) if row.boxes_K4 is not None]
+        regions = [row.region_KC for row in rows if row.region_KC is not None]
         valid_BT = torch.arange(length) < torch.tensor([[len(row.ids)] for row in rows])
         return Batch(
             keys=[row.key for row in rows],
@@ -97,6 +100,7 @@ class Composer:
             draw_B=torch.tensor([row.draw for row in rows]),
             boxes_K4=torch.from_numpy(np.concatenate([box for _, box in boxes])) if boxes else None,
             box_owner_K=torch.tensor([number for number, box in boxes for _ in box]) if boxes else None,
+            region_KC=torch.from_numpy(np.concatenate(regions)) if regions else None,
             meta=[row.meta for row in rows],
         )
 

@@ -30,6 +30,7 @@ from pretrain.data.excluded import Excluded, Sample
 from pretrain.data.format import ShardError
 from pretrain.data.order import Order, Place, check_divisible
 from pretrain.data.pipeline import Item, Steps, evaluation_batch, training_batch
+from pretrain.data.regions import Config as Regions
 from pretrain.data.remote import Access
 from pretrain.data.sources import Source
 from pretrain.data.transforms import Augment, Decode, Transform
@@ -53,7 +54,14 @@ class Config(Access):
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)  #: more unusable samples than this stop the run
     decode: Decode = "fast"  #: exact: Pillow bit for bit, at half the rate; fast: see pretrain/data/transforms.py
     reader: dict[str, dict[str, Any]] = {"caption": {}}  # noqa: RUF012 (pydantic copies it)
+    instruction: dict[str, dict[str, Any]] = {}  # noqa: RUF012  #: a paper's words around it, as {ofa: {tasks: [caption]}}
+    regions: Regions | None = None  #: what a detector has found in the pictures; none: it is not read
     augment: Augment = Augment()
+
+    @property
+    def beside(self) -> sources.Beside:
+        """Return what is done with samples between reader and composer."""
+        return sources.Beside(instruction=self.instruction, regions=self.regions)
 
     @model_validator(mode="after")
     def _what_is_read(self) -> "Config":
@@ -259,9 +267,9 @@ def _open(config: Config, *, batch_size: int, seed: int) -> tuple[list[Source], 
         return Order(sizes, batch_size=batch_size, lanes=lanes, seed=own, window=config.window, source=number)
 
     if not config.blend:
-        single = sources.one(config.shards, config.reader, seed=seed, access=config)
+        single = sources.one(config.shards, config.reader, seed=seed, access=config, beside=config.beside)
         return [single], order(0, single, config.lanes)
-    opened = sources.several(config.blend, config.reader, seed=seed, access=config)
+    opened = sources.several(config.blend, config.reader, seed=seed, access=config, beside=config.beside)
     block = BLOCK[config.blend_by]
     weights = [given.weight or sum(found.store.catalog.sizes) for given, found in zip(config.blend, opened)]
     counts = shares(weights, block)
@@ -286,6 +294,7 @@ def scan(
     augment: Augment | None = None,
     epoch: int = 0,
     seed: int = 0,
+    beside: sources.Beside | None = None,
 ) -> Iterator[Batch]:
     """Return one pass over shards: each sample once over all ranks, in the order of the shards.
 
@@ -298,7 +307,7 @@ def scan(
         ConfigError: a bad pattern or reader.
         ShardError: a shard that cannot be used, or no usable sample at all.
     """
-    source = sources.one(shards, reader, seed=seed, access=access)
+    source = sources.one(shards, reader, seed=seed, access=access, beside=beside)
     steps = Steps([source], transform, composer, augment=augment, decode=decode)
     sizes = source.store.catalog.sizes
     batches = _Pass(steps, sizes, batch_size=batch_size, rank=rank, world=world, filled=filled, epoch=epoch)

@@ -2,14 +2,9 @@
 
 A sequence is a candidate answer between the decoder's opening and the end token, as OFA constrains both (Wang et al.
 2022, arXiv:2202.03052): after a prefix of candidates their next tokens may come; after any other prefix only the end.
-
-Shapes: B = rows, U = places of a decoder, V = vocabulary.
 """
 
 from collections.abc import Iterable, Sequence
-
-import torch
-from torch import Tensor
 
 
 class Trie:
@@ -42,22 +37,3 @@ class Trie:
         for token in prefix:
             node = self._next[node].get(token) if node is not None else None
         return node
-
-    def allowed(self, labels_BU: Tensor, size: int) -> Tensor:
-        """Return bool [B, U, V]: which of `size` tokens may stand at each place of texts that end with the end token.
-
-        Where a label is negative (it does not count) every token may.
-        """
-        out_BUV = torch.zeros(*labels_BU.shape, size, dtype=torch.bool, device=labels_BU.device)
-        rows, places, tokens = [], [], []
-        for row, line in enumerate(labels_BU.tolist()):
-            prefix: list[int] = []
-            for place, token in enumerate(line):
-                if token >= 0:
-                    found = self.next(prefix)
-                    rows += [row] * len(found)
-                    places += [place] * len(found)
-                    tokens += found
-                    prefix.append(token)
-        out_BUV[rows, places, tokens] = True
-        return out_BUV | (labels_BU < 0)[..., None]

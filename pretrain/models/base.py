@@ -6,6 +6,7 @@ Shapes: B = rows, S = states of the memory (image and source tokens), U = tokens
 C = width.
 """
 
+from collections.abc import Collection
 from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor, nn
@@ -87,6 +88,10 @@ class Config(Section):
     def bare(self) -> Self:
         """Return what the model is, without how it is trained (recomputation, patch dropout)."""
         return self.model_copy(deep=True)
+
+    def without_files(self, names: Collection[str]) -> Self:
+        """Return the config without the files of weights that these weights replace: they need not exist any more."""
+        return self
 
     def architecture(self) -> dict[str, Any]:
         """Return what must not change when a run goes on, as JSON holds it; the tokenizer is compared apart."""

@@ -42,6 +42,11 @@ class Cache:
             for layer, (key, value) in store.items():
                 store[layer] = (key[index_B], value[index_B])
 
+    def reorder(self, index_B: Tensor) -> None:
+        """Keep these rows of what is written; each reads the same memory as the row in whose place it comes."""
+        for layer, (key, value) in self._grown.items():
+            self._grown[layer] = (key[index_B], value[index_B])
+
     def drop(self, tokens: int) -> None:
         """Forget the last `tokens` tokens: an appended [MASK] must not stay where the next word comes."""
         for layer, (key, value) in self._grown.items():

@@ -4,6 +4,7 @@ Shapes: N = images, B = rows, T = tokens, P = patches, C = width, E = joint embe
 """
 
 import math
+from collections.abc import Collection
 from functools import cached_property
 from typing import Any, Literal
 
@@ -97,6 +98,13 @@ class Config(base.Config):
         out.vision.checkpointing, out.text.checkpointing, out.vision.patch_dropout = False, False, 0.0
         if out.fusion:
             out.fusion.checkpointing = False
+        return out
+
+    def without_files(self, names: Collection[str]) -> "Config":
+        """Return the config without the trunk's file, where the trunk's weights are among these."""
+        out = self.model_copy(deep=True)
+        if vision_towers.among(names, "vision.trunk."):
+            out.vision.weights = None
         return out
 
     def architecture(self) -> dict[str, Any]:
@@ -208,8 +216,17 @@ class Encodings:
 
     @cached_property
     def image(self) -> Tensor:
-        """Unit-norm image features [N, E]."""
+        """Unit-norm image features [N, E]: the batch's own where it brings them along, made by a frozen tower."""
+        if self.batch.image_NE is not None:
+            return self.batch.image_NE
         return F.normalize(self._vision.image_NE.float(), dim=-1)
+
+    @cached_property
+    def pooled(self) -> Tensor:
+        """What the image tower projects [N, C], or the batch's own."""
+        if self.batch.pooled_NC is not None:
+            return self.batch.pooled_NC
+        return self._vision.pooled_NC.float()
 
     @cached_property
     def text(self) -> Tensor:

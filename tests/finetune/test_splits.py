@@ -63,6 +63,7 @@ def test_a_second_start_finds_the_same_bytes(tmp_path):
 
 
 def shard(path, rows: list[dict]) -> None:
+    path.parent.mkdir(exist_ok=True)
     with format.ShardWriter(path) as writer:
         for number, row in enumerate(rows):
             writer.add(f"s{number}", {"png": b"pixels", "json": json.dumps(row).encode()})

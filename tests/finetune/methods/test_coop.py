@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from finetune import delta
 from finetune.layers import prompt
 from finetune.methods import base, coop
 from pretrain import pretrained, recipe
@@ -19,8 +20,13 @@ NAMES = ["red circle", "blue square", "a very long pink triangle"]
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory) -> pretrained.Pretrained:
-    return pretrained.load(tiny.export(tmp_path_factory.mktemp("export")))
+def folder(tmp_path_factory):
+    return tiny.export(tmp_path_factory.mktemp("export"))
+
+
+@pytest.fixture(scope="module")
+def loaded(folder) -> pretrained.Pretrained:
+    return pretrained.load(folder)
 
 
 def method(loaded, **keys) -> coop.Method:
@@ -28,11 +34,18 @@ def method(loaded, **keys) -> coop.Method:
     return coop.Method(coop.Config(name="coop", **keys), loaded, NAMES)
 
 
+def labelled(rows: int = 6):
+    batch = tiny.batch(rows)
+    batch.target_B = torch.arange(rows) % len(NAMES)
+    return batch
+
+
 def features(loaded, lines: list[str]) -> torch.Tensor:
     rows = [loaded.composer.row(Example(key=line, images=[], suffix=line), []) for line in lines]
     return loaded.model(loaded.composer.collate(rows)).text
 
 
+@pytest.mark.check("coop", 1)
 def test_words_before_training_are_the_zero_shot_template(loaded):
     found_KE = method(loaded, words="a photo of a").classes()
     want_KE = features(loaded, [f"a photo of a {name}." for name in NAMES])
@@ -47,6 +60,7 @@ def test_logits_are_scaled_cosines(loaded):
     assert torch.equal(made.classify(batch, made.classes()), want_NK)
 
 
+@pytest.mark.check("coop", 2)
 def test_a_context_of_its_own_for_each_class_starts_as_the_shared_one(loaded):
     one, many = method(loaded, length=4), method(loaded, length=4, per_class=True)
     assert many.context.words.shape == (3, 4, 32)
@@ -80,6 +94,57 @@ def test_the_embeddings_follow_the_layout(loaded, position):
         assert torch.equal(prompts_KTC[k][made.template.place_KT[k] >= 0], made.context.words)
 
 
+@pytest.mark.check("coop", 3)
+def test_without_context_the_place_of_the_name_says_nothing(loaded):
+    words = {"words": None, "length": 0}
+    prompts = [prompt.Template(loaded, NAMES, **words, position=p) for p in ("end", "middle", "front")]
+    empty_KMC = torch.empty(3, 0, 32)
+    first = prompts[0](empty_KMC)
+    assert all(torch.equal(other(empty_KMC), first) for other in prompts[1:])
+    assert torch.equal(first, loaded.model.text.embed(prompts[0].tokens_KT))
+
+
+@pytest.mark.check("coop", 5)
+def test_the_base_is_untouched_by_ten_steps(loaded):
+    module = base.Finetune(method(loaded, length=4)).train()
+    sgd = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=1.0, momentum=0.9)
+    for seed in range(10):
+        batch = tiny.batch(6, seed=seed)
+        batch.target_B = torch.arange(6) % 3
+        sgd.zero_grad()
+        module([batch])[0].backward()
+        sgd.step()
+    assert pretrained.hash_of(loaded.model.state_dict()) == loaded.weights_hash
+
+
+@pytest.mark.check("coop", 8)
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_classes_in_chunks_are_those_at_once(folder, chunk):
+    found = []
+    for size in (None, chunk):
+        own = pretrained.load(folder)
+        made = method(own, length=4, chunk=size)
+        loss, _ = base.Finetune(made).train()([labelled()])
+        loss.backward()
+        found.append((made.classes().detach(), made.context.words.grad))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.check("coop", 9)
+def test_a_delta_answers_about_other_classes(loaded, tmp_path):
+    made = method(loaded, length=4)
+    save = {"pretrained": loaded, "method": made.config, "names": NAMES}
+    delta.write(tmp_path / delta.FILE, made.state(), **save)
+    others = ["green star", "a black and white moon"]
+    again = delta.read(tmp_path / delta.FILE, loaded, names=others)
+    assert torch.equal(again.context.words, made.context.words) and again.classes().shape == (2, 16)
+    own = method(loaded, length=4, per_class=True)
+    delta.write(tmp_path / delta.FILE, own.state(), **{**save, "method": own.config})
+    with pytest.raises(ConfigError, match="answers about the 3 classes that it was trained on"):
+        delta.read(tmp_path / delta.FILE, loaded, names=others)
+
+
 def test_8192_parameters_for_vit_b16():
     section = vlm.Config(text=text.Config(vocab_size=8))  # CLIP B/16's text width is the default
     module = base.nn.Module()
@@ -89,6 +154,7 @@ def test_8192_parameters_for_vit_b16():
     assert sum(p.numel() for p in many.parameters()) == 81920
 
 
+@pytest.mark.check("coop", 4)
 def test_only_the_context_has_a_gradient_and_the_scale_is_frozen(loaded):
     module = base.Finetune(method(loaded, length=4))
     batch = tiny.batch(6)
@@ -118,6 +184,7 @@ def test_text_is_encoded_once_a_step_and_once_an_evaluation(loaded):
         assert not torch.equal(first, module.eval()([batch], want="logits"))  # the next evaluation has new weights
 
 
+@pytest.mark.check("coop", 10)
 def test_published_learning_rates():
     """The trace that CoOp's users report for 50 epochs (issue 26 of its repository), here with 7 steps an epoch."""
     section = optim.Config(optimizer="sgd", lr=0.002, schedule="epoch_cosine", epoch_steps=7)

@@ -3,7 +3,6 @@
 import random
 
 import pytest
-import torch
 
 from pretrain.data.trie import Trie
 
@@ -44,13 +43,3 @@ def test_what_it_leads_to_is_what_was_put_in(trie):
     walk([])
     assert sorted(found) == sorted(ANSWERS)
     assert all(answer in trie for answer in ANSWERS) and [4] not in trie and [] not in trie
-
-
-def test_allowed_of_labels(trie):
-    labels_BU = torch.tensor([[1, 2, END, -100], [-100, 4, 2, END]])
-    allowed_BUV = trie.allowed(labels_BU, 10)
-    assert allowed_BUV.shape == (2, 4, 10)
-    sets = [[row.nonzero()[:, 0].tolist() for row in one] for one in allowed_BUV]
-    every = list(range(10))
-    assert sets == [[[1, 4, 5], [2, END], [3, END], every], [every, [1, 4, 5], [2], [END]]]
-    assert allowed_BUV.gather(2, labels_BU.clamp(min=0)[..., None]).all()

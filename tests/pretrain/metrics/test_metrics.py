@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from pretrain.metrics.classification import mean_per_class, top_k
 from pretrain.metrics.interval import proportion
-from pretrain.metrics.ranking import ranks
+from pretrain.metrics.ranking import ranks, ranks_of_pairs
 
 
 def test_wilson_interval() -> None:
@@ -48,3 +48,16 @@ def test_five_captions_an_image() -> None:
     whole = ranks(text_GE, image_NE, owner, torch.arange(7))
     assert torch.equal(whole, ranks(text_GE, image_NE, owner, torch.arange(7), chunk=3))
     assert whole[::5].tolist() == [0] * 7
+
+
+def test_ranks_of_pairs_are_ranks_where_each_item_has_one_owner() -> None:
+    draw = torch.Generator().manual_seed(0)
+    image, text = (F.normalize(torch.randn(n, 8, generator=draw), dim=1) for n in (7, 21))
+    owner = torch.arange(21) // 3
+    right = torch.stack([owner, torch.arange(21)], dim=1)[torch.randperm(21, generator=draw)]
+    assert torch.equal(ranks_of_pairs(image, text, right, chunk=3), ranks(image, text, torch.arange(7), owner))
+    assert torch.equal(ranks_of_pairs(text, image, right.flip(1), chunk=4), ranks(text, image, owner, torch.arange(7)))
+    eye = torch.eye(3)
+    both = torch.tensor([[0, 0], [0, 1], [1, 1], [2, 2]])  # the second item is right for two queries
+    assert ranks_of_pairs(eye[[0, 0, 2]], eye, both).tolist() == [0, 2, 0]
+    assert ranks_of_pairs(torch.ones(3, 2), torch.ones(3, 2), both).tolist() == [1, 2, 2]

@@ -1,0 +1,245 @@
+"""One's own labelled pictures, in the forms in which people have them, as samples that have not been read yet.
+
+    FOLDER/CLASS/*.jpg                                   cut by hash: each class 50 % train, 20 % validation, 30 % test
+    FOLDER/train/CLASS/*.jpg  test/...  [validation/...]
+    TABLE.csv with the columns path, class [, split]     paths from the table's folder; no split: cut by hash
+    split_zhou_NAME.json                                 CoOp's published splits; task.images: where the pictures lie
+    FOLDER/train-*.tar  test-*.tar  [validation-*.tar]   or a pattern such as icons/fewshot-{split}-*.tar
+
+A sample of shards says its class in its json member: {"class": index, "name": class name}.
+"""
+
+import csv
+import glob
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from braceexpand import braceexpand
+
+from pretrain.config import ConfigError
+from pretrain.data.decode import IMAGES
+from pretrain.data.index import resolve
+from pretrain.data.order import Place
+from pretrain.data.shards import Store
+from pretrain.dist import hash64
+
+SPLITS = ("train", "validation", "test")
+SHARES = {"test": 0.3, "validation": 0.2}  #: of a class that nobody has split: those of CoOp's splits
+FORMS = (
+    "a folder of CLASS/*.jpg or of train/CLASS/*.jpg and test/CLASS/*.jpg, a table .csv with the columns path and "
+    "class, one of CoOp's split_zhou_*.json, a folder of shards {split}-*.tar, or a pattern with {split} in it, e.g. "
+    "icons/fewshot-{split}-*.tar"
+)
+
+
+class Sample(NamedTuple):
+    """One labelled picture that has not been read yet."""
+
+    key: str  #: what draws depend on: never where the data lies
+    target: int
+    name: str
+    read: Callable[[], dict[str, bytes]]  #: its members: extension -> bytes
+
+    @property
+    def label(self) -> dict[str, Any]:
+        """What its json member says."""
+        return {"class": self.target, "name": self.name, "source": self.key}
+
+
+Found = dict[str, list[Sample]]  #: by split
+
+
+def find(data: str, images: str | None = None) -> Found:
+    """Return the labelled pictures of each split; `images` is the folder that a json's paths start from.
+
+    Raises:
+        ConfigError: no such data, no train or test split, or samples without a class.
+        ShardError: a shard cannot be read.
+    """
+    path = Path(data)
+    if images is not None and path.suffix != ".json":
+        raise ConfigError(f"task.images: is for split_zhou_*.json, not for {data!r}; leave it out")
+    if path.suffix == ".json":
+        found = _zhou(path, Path(images) if images else path.parent)
+    elif path.suffix == ".csv":
+        found = _table(path)
+    elif path.is_dir() and (path / "train").is_dir():
+        found = {split: _pictures(path / split, _folders(path / "train")) for split in SPLITS}
+    elif path.is_dir() and not any(path.glob("*.tar")) and any(_images(path)):
+        found = cut(_pictures(path, _folders(path)))
+    else:
+        found = {split: _labelled(shards(data, split)) for split in SPLITS}
+    for split in ("train", "test"):
+        if not found[split]:
+            raise ConfigError(f"task.data: {data!r} has no {split} split; give {FORMS}")
+    return found
+
+
+def shards(data: str, split: str) -> list[str]:
+    """Return the shards of a split, sorted.
+
+    Raises:
+        ConfigError: neither a folder nor a pattern.
+    """
+    pattern = str(Path(data) / "{split}-*.tar") if Path(data).is_dir() else data
+    if "{split}" not in pattern:
+        raise ConfigError(f"task.data: {data!r} is not there, or none of these: {FORMS}")
+    words = braceexpand(pattern.replace("{split}", split))
+    return sorted(path for word in words for path in glob.glob(word))
+
+
+def cut(samples: Iterable[Sample]) -> Found:
+    """Return samples that nobody has split as train, validation and test: each class in fixed shares, by hash.
+
+    A class of one sample has it in train, one of two or more has one in test at least.
+    """
+    members: dict[int, list[Sample]] = defaultdict(list)
+    for sample in sorted(samples, key=lambda s: (hash64("split", s.key), s.key)):
+        members[sample.target].append(sample)
+    found: Found = {split: [] for split in SPLITS}
+    for group in members.values():
+        test = max(round(SHARES["test"] * len(group)), int(len(group) > 1))
+        validation = test + round(SHARES["validation"] * len(group))
+        found["test"] += group[:test]
+        found["validation"] += group[test:validation]
+        found["train"] += group[validation:]
+    return found
+
+
+def count(paths: list[str]) -> int:
+    """Return the number of samples of shards."""
+    return sum(resolve(paths).sizes) if paths else 0
+
+
+def spoken(name: str) -> str:
+    """Return a class name as a prompt says it."""
+    return name.strip().replace("_", " ")
+
+
+class Picture(NamedTuple):
+    """A file that has not been read yet."""
+
+    path: Path
+    extension: str
+
+    def __call__(self) -> dict[str, bytes]:
+        return {self.extension: self.path.read_bytes()}
+
+
+def picture(path: Path, where: str) -> Picture:
+    """Return a file, which must be there.
+
+    Raises:
+        ConfigError: it is not, or it is no picture.
+    """
+    extension = path.suffix[1:].lower()
+    if extension not in IMAGES:
+        raise ConfigError(f"{where}: {path} has no extension of a picture ({', '.join(IMAGES)})")
+    if not path.is_file():
+        raise ConfigError(f"{where}: there is no picture {path}; check what its path starts from")
+    return Picture(path, extension)
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.glob("*/*")) if folder.is_dir() else []:
+        if path.suffix[1:].lower() in IMAGES and not path.name.startswith("."):
+            yield path
+
+
+def _pictures(folder: Path, names: list[str]) -> list[Sample]:
+    """Return the pictures of class folders, numbered by the sorted names of train's folders."""
+    out = []
+    for path in _images(folder):
+        if path.parent.name not in names:
+            raise ConfigError(f"task.data: {path.parent} has no folder of its name in train")
+        key, name = path.relative_to(folder).as_posix(), path.parent.name
+        out.append(Sample(key, names.index(name), spoken(name), Picture(path, path.suffix[1:].lower())))
+    return out
+
+
+def _table(path: Path) -> Found:
+    """Return the pictures of a table; classes are numbered by their sorted names."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"task.data: {path} cannot be read ({error})") from error
+    columns = set(rows[0]) if rows else set()
+    if not {"path", "class"} <= columns:
+        raise ConfigError(f"task.data: {path} needs the columns path and class, has {sorted(map(str, columns))}")
+    names = sorted({(row["class"] or "").strip() for row in rows})
+    if "" in names:
+        raise ConfigError(f"task.data: {path} has a row without a class")
+    found: Found = {split: [] for split in SPLITS}
+    for number, row in enumerate(rows, 2):
+        where, name = f"task.data: line {number} of {path}", row["class"].strip()
+        sample = Sample(row["path"], names.index(name), spoken(name), picture(path.parent / row["path"], where))
+        split = {"val": "validation"}.get(given := row.get("split") or "train", given)
+        if split not in SPLITS:
+            raise ConfigError(f"{where}: split is {given!r}, expected one of {', '.join(SPLITS)}")
+        found[split].append(sample)
+    return found if "split" in columns else cut(found["train"])
+
+
+def _zhou(path: Path, images: Path) -> Found:
+    """Return CoOp's splits: {"train" | "val" | "test": [[path, class index, class name], ...]}."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        rows = {split: [(str(p), int(c), str(n)) for p, c, n in tree[split]] for split in ("train", "val", "test")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f'task.data: {path} must hold {{"train" | "val" | "test": [[path, class index, name], ...]}} ({error})'
+        ) from error
+    where = f"{path}, task.images"
+    return {
+        split: [Sample(p, c, spoken(n), picture(images / p, where)) for p, c, n in rows[key]]
+        for split, key in zip(SPLITS, ("train", "val", "test"))
+    }
+
+
+class _Member(NamedTuple):
+    store: Store
+    place: Place
+
+    def __call__(self) -> dict[str, bytes]:
+        fields = self.store.read(self.place).fields
+        return {name: data for name, data in fields.items() if name in IMAGES}
+
+
+def _labelled(paths: list[str]) -> list[Sample]:
+    """Return the samples of shards with the class that their json member gives."""
+    if not paths:
+        return []
+    catalog = resolve(paths)
+    store = Store(catalog, seed=0)
+    out, given = [], []
+    for shard, size in enumerate(catalog.sizes):
+        for member in range(size):
+            place = Place(0, 0, shard, member)
+            record = store.read(place)
+            tree = _class(record.fields, record.shard, record.key)
+            out.append(Sample(record.key, tree["class"], spoken(tree["name"]), _Member(store, place)))
+            given.append(tree.get("source"))
+    if all(isinstance(key, str) for key in given) and len(set(given)) == len(given):
+        return [s._replace(key=key) for s, key in zip(out, given)]  # made of one's own pictures: they draw as these do
+    return out
+
+
+def _class(fields: dict[str, bytes], shard: str, key: str) -> dict[str, Any]:
+    try:
+        tree: dict[str, Any] = json.loads(fields["json"])
+        target, name = tree["class"], tree["name"]
+        if type(target) is not int or not isinstance(name, str) or not name.strip():
+            raise ValueError(f"class={target!r}, name={name!r}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f'task.data: sample {key!r} of {shard}: its json must hold {{"class": index, "name": "..."}} ({error})'
+        ) from None
+    return tree
