@@ -108,8 +108,8 @@ class Config(base.Config):
 
     @property
     def symbols(self) -> tuple[str, ...]:
-        """Return codes, then bins: the last ids of the vocabulary."""
-        return (*(f"<code_{n}>" for n in range(self.codes)), *(f"<bin_{n}>" for n in range(self.bins)))
+        """Return the mask, codes and bins: the last ids of the vocabulary (BART's own mask is its last one)."""
+        return ("<mask>", *(f"<code_{n}>" for n in range(self.codes)), *(f"<bin_{n}>" for n in range(self.bins)))
 
     @property
     def from_scratch(self) -> bool:
