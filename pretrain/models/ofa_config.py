@@ -94,7 +94,7 @@ class Config(base.Config):
     @property
     def look(self) -> base.Look:
         """Return how pictures are prepared."""
-        return base.Look(self.image_size)
+        return base.Look(self.image_size, sizes=True)
 
     @property
     def lengths(self) -> tuple[int, int | None]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain import config
+from pretrain import config, recipe
 from pretrain.engine import checkpoint
 from pretrain.recipe import Recipe
 from tests import tiny
@@ -68,6 +68,13 @@ def test_ranks_stages_and_micro_batches_do_not_change_the_run(ranks, file, words
     assert losses(runs / "two") == pytest.approx(losses(runs / f"one-{len(words[0])}"), rel=1e-4)
 
 
-def test_the_config_says_what_it_needs(file):
-    recipe = config.load(Recipe, file)
-    assert [source.part for source in recipe.data.blend] == [0, 1, 1, 1]
+def test_what_cannot_be_done_in_two_mini_batches_is_refused_before_weights(file):
+    made = config.load(Recipe, file)
+    words = recipe.build_tokenizer(made.model)
+    assert len(recipe.build_loader(made, words).sources) == 4
+    two = config.load(Recipe, file, ["objectives={contrastive: {}}"])
+    with pytest.raises(config.ConfigError, match="contrastive compares the rows of a step"):
+        recipe.build_loader(two, words)
+    fixed = config.load(Recipe, file, ["model={name: vlm}", f"model.tokenizer={file.parent}/tokenizer"])
+    with pytest.raises(config.ConfigError, match="vlm reads pictures of 224 pixels alone"):
+        recipe.build_loader(fixed, words)
