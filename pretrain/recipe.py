@@ -33,7 +33,7 @@ from pretrain.objectives import base as objective_base
 from pretrain.objectives.base import Mixture
 
 #: files of pretrain/models that are whole models; the others are their parts
-MODELS = ("vlm", "vlt5", "ofa")
+MODELS = ("vlm", "coca", "vlt5", "ofa")
 
 
 class Run(Section):
@@ -118,7 +118,7 @@ def model_section(tree: Any, *, where: str) -> models.Config:
 
 def model_class(model: models.Config) -> type[models.Model]:
     """Return the class that a model section configures."""
-    found: type[models.Model] = _module(model.name).Model
+    found: type[models.Model] = _module(model.file).Model
     return found
 
 

@@ -41,6 +41,11 @@ class Config(Section):
     tokenizer: str = "clip"  #: `clip`, or a transformers tokenizer folder
 
     @property
+    def file(self) -> str:
+        """Return which file of pretrain/models has the class."""
+        return self.name
+
+    @property
     def look(self) -> Look:
         """Return how pictures are prepared."""
         raise NotImplementedError
@@ -105,7 +110,9 @@ class Config(Section):
 class Model(nn.Module):
     """Base of every model."""
 
-    provides: ClassVar[tuple[str, ...]] = ()  #: of image, text, fuse, seq2seq, generate
+    #: image, text: unit-norm features; fuse: text that reads pictures; cloze: it can also be read both ways and has a
+    #: mask token; match: whether text and picture belong together; seq2seq; generate: it is a Writer
+    provides: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def build(cls, config: Any, words: Vocabulary) -> Self:

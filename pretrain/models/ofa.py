@@ -164,11 +164,11 @@ class OFA(base.Writer):
         assert batch.valid_BT is not None
         rows, device = len(batch), batch.valid_BT.device
         seen_B = torch.zeros(rows, dtype=torch.bool, device=device)
-        weight = self.encoder.image_proj.weight
-        if batch.image_NCHW is None or not len(batch.image_NCHW):
-            side = self.config.image_size
-            return torch.zeros(rows, 3, side, side, dtype=weight.dtype, device=device), seen_B
-        image_NCHW = self.normalise(batch.image_NCHW).to(weight.dtype)
+        image_NCHW, owner_N, side = batch.image_NCHW, batch.owner_N, self.config.image_size
+        if image_NCHW is None:  # all that follows runs nevertheless: ZeRO-3 compares which modules a rank calls
+            image_NCHW = torch.zeros(0, 3, side, side, dtype=torch.uint8, device=device)
+            owner_N = torch.zeros(0, dtype=torch.long, device=device)
+        image_NCHW = self.normalise(image_NCHW).to(self.encoder.image_proj.weight.dtype)
         if len(image_NCHW) > rows:
             raise ConfigError(
                 f"data.reader: gives {len(image_NCHW)} pictures for {rows} rows, OFA reads one a row; paste them "
@@ -176,7 +176,7 @@ class OFA(base.Writer):
             )
         if batch.hole_N is not None:
             image_NCHW = hide_middle(image_NCHW, batch.hole_N)
-        owner_N = torch.arange(rows, device=device) if batch.owner_N is None else batch.owner_N
+        owner_N = torch.arange(rows, device=device) if owner_N is None else owner_N
         image_BCHW = image_NCHW.new_zeros(rows, *image_NCHW.shape[1:]).index_copy(0, owner_N, image_NCHW)
         seen_B = seen_B.index_fill(0, owner_N, value=True)
         return image_BCHW.contiguous(memory_format=torch.channels_last), seen_B

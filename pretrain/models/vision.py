@@ -113,8 +113,11 @@ class VisionTower(nn.Module):
         features = self.trunk.forward_features(image_NCHW)
         if self.projection is None:
             return Output(self._tokens(features), None)
-        pooled_NC = self.trunk.forward_head(features, pre_logits=True)
-        return Output(self._tokens(features), self.projection(pooled_NC), pooled_NC)
+        tokens_NPC, pooled_NC = self._pooled(features)
+        return Output(tokens_NPC, self.projection(pooled_NC), pooled_NC)
+
+    def _pooled(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return self._tokens(features), self.trunk.forward_head(features, pre_logits=True)
 
     def _tokens(self, features: Tensor) -> Tensor:
         if features.ndim == 4:  # a convolutional map, channels first

@@ -89,12 +89,16 @@ class Instruction(base.Instruction):
             self.wrong.check_captions()
 
     def symbols(self) -> tuple[str, ...]:
-        tasks, several = set(self.config.tasks), self.config.ground > 1
-        lm = f"<extra_id_{REGIONS - 1}>" if self.config.noise == "t5" else "<mask>"
-        pointed = tasks & {"refer", "ground_caption", "refcocog"}
-        marked = several and tasks & {"refer", "ground_caption"}
-        laid = {lm: "lm" in tasks, f"<vis_extra_id_{REGIONS - 1}>": pointed, f"<extra_id_{REGIONS - 1}>": marked}
-        return tuple(dict.fromkeys(name for name, by in laid.items() if by or (name == lm and "lm" in tasks)))
+        tasks, marked = set(self.config.tasks), set()
+        if self.config.ground > 1:
+            marked = tasks & {"refer", "ground_caption"}
+        spans = marked or ("lm" in tasks and self.config.noise == "t5")
+        laid = {
+            f"<extra_id_{REGIONS - 1}>": spans,
+            f"<vis_extra_id_{REGIONS - 1}>": tasks & {"refer", "ground_caption", "refcocog"},
+            "<mask>": "lm" in tasks and self.config.noise == "bart",
+        }
+        return tuple(name for name, by in laid.items() if by)
 
     def lay(self, example: Example, side: int) -> Example:
         task = draw_one(self.config.tasks, example.draw, "task")

@@ -6,7 +6,6 @@ from torch.nn import functional as F
 
 from finetune.methods import base, tip_adapter
 from pretrain import pretrained
-from pretrain.config import ConfigError
 from tests import tiny
 from tests.finetune.methods.test_clip_adapter import NAMES, TEMPLATES, zero_shot
 
@@ -165,11 +164,3 @@ def test_alpha_and_beta_are_chosen_on_validation_and_kept(loaded):
 def test_the_released_grid():
     grid = tip_adapter.grid(7.0, 200)
     assert grid[0] == pytest.approx(0.1) and grid[1] - grid[0] == pytest.approx(6.9 / 200) and grid[-1] < 7
-
-
-def test_a_table_has_no_views(loaded):
-    batch = labelled()
-    batch.image_NCHW = None
-    made = tip_adapter.Method(tip_adapter.Config(name="tip_adapter"), loaded, NAMES)
-    with pytest.raises(ConfigError, match=r"set method\.views=0"):
-        made.prepare(lambda split, *, views=0: iter([batch]))
