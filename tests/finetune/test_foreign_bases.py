@@ -18,6 +18,7 @@ from pretrain.metrics.classification import top_k
 from tests import tiny
 from tests.finetune.test_main import recipe_file
 
+COLOURS = ("red", "blue", "green", "black", "white", "grey")
 SENTENCES = ["a photo of a {}.", "two of {}, small"]
 
 
@@ -26,12 +27,7 @@ def pictures(folder: Path) -> Path:
     rng = np.random.default_rng(0)
     for split, count in (("train", 3), ("test", 11)):
         for number in range(6 * count):
-            path = (
-                folder
-                / split
-                / f"{['red', 'blue', 'green', 'black', 'white', 'grey'][number % 6]}_thing"
-                / f"{number}.png"
-            )
+            path = folder / split / f"{COLOURS[number % 6]}_thing" / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 256, (4, 6, 3), dtype=np.uint8)).resize((90, 60)).save(path)
     return folder
