@@ -212,15 +212,22 @@ def run(section: Recipe, device: torch.device, load: Load = pretrained.load) -> 
 
 def finish(job: Job, before: dict[str, Score], *, steps: int, trainer: Trainer | None = None) -> int:
     """Score, save the delta and say the result; return the exit code."""
+    import deepspeed
+
     if trainer is None:
         with torch.no_grad():
             after = job.scores(job.module.eval())
         state = job.method.state()
     else:
+        trained = list(job.method.trained().values())
+        with trainer.engine.gathered(trained):
+            state = {name: x.detach().cpu().clone() for name, x in job.method.state().items()}
+        with (
+            torch.no_grad(),
+            deepspeed.zero.GatheredParameters(trained, modifier_rank=0, enabled=trainer.engine.stage == 3),
+        ):
+            job.method.settle()
         with trainer.engine.evaluating() as module:
-            with trainer.engine.gathered(list(job.method.trained().values())):
-                state = {name: x.detach().cpu().clone() for name, x in job.method.state().items()}
-            settle(job.method, stage=job.recipe.zero.stage)
             if chosen := job.method.choose(job.read):
                 print_once(json.dumps(chosen))
             after = job.scores(module)
@@ -239,15 +246,6 @@ def finish(job: Job, before: dict[str, Score], *, steps: int, trainer: Trainer |
         f"test {name.removeprefix(job.recipe.task.name + '/')} {now}, zero-shot {then}"
     )
     return 0
-
-
-def settle(method: methods.Method, *, stage: int) -> None:
-    """Let a method make what answers of what was trained, on whole parameters. All ranks call it."""
-    import deepspeed
-
-    trained = list(method.trained().values())
-    with deepspeed.zero.GatheredParameters(trained, modifier_rank=0, enabled=stage == 3):
-        method.settle()
 
 
 def warn(section: Recipe, steps: int) -> None:

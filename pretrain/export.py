@@ -38,6 +38,11 @@ def export(model: Pretrained, out: str | Path, *, format: str, pairs: Pairs | No
     if out.exists() and not (out / MARK).is_file():
         raise ConfigError(f"{out} exists and is no export of ours; choose another folder or remove it")
     plug: base.Format = registry.find(PACKAGE, format).Format()
+    if model.config.file not in plug.holds:
+        raise ConfigError(
+            f"export to {format}: it holds two towers, {model.source} is a {model.config.file}; "
+            "--format diptych holds what fuses them"
+        )
     part = out.with_name(f".{out.name}.{os.urandom(4).hex()}.part") / out.name  # same name: the card's snippet shows it
     try:
         part.mkdir(parents=True)

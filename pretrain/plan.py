@@ -20,8 +20,10 @@ if __name__ == "__main__":
 from pretrain import command, config, dist
 from pretrain import recipe as recipes
 from pretrain.config import ConfigError
+from pretrain.data.tokenizer import Tokenizer
 from pretrain.engine import peak
 from pretrain.engine.monitor import clock
+from pretrain.models import base as models
 from pretrain.planning import cautions, memory, outlook, rehearsal
 from pretrain.planning.memory import GIB
 from pretrain.recipe import Recipe
@@ -82,14 +84,14 @@ def resolve(recipe: Recipe, machines: Machines | None = None) -> Plan:
         ConfigError: a model, reader or tokenizer that cannot be built.
     """
     here = machines or Machines(world=dist.world(), cpu=not torch.cuda.is_available())
-    words = recipes.build_tokenizer(recipe.model)
-    read = outlook.text_length(recipe, words)
-    length = read or recipe.model.text.context_length
+    words, vocabulary, missing = _words(recipe.model)
+    read = outlook.text_length(recipe, words) if words else None
+    length = read or recipe.model.lengths[0]
     rows = max(1, recipe.train.batch_size // here.world)
     micro = min(recipe.train.micro_batch_size or rows, rows)
-    step = rehearsal.rehearse(recipe, words, rows=micro, length=length)
+    step = rehearsal.rehearse(recipe, vocabulary, rows=micro, length=length)
     found = outlook.look(recipe, world=here.world)
-    width = recipe.model.embed_dim
+    width = recipe.model.joint_width
     loss = rehearsal.gathered(rows, world=here.world, width=width)
     loss += rehearsal.accumulated(rows=rows, width=width) if micro < rows else 0
     saves = bool(recipe.checkpoint.every_minutes) or (recipe.checkpoint.every_steps or 10**12) < (found.steps or 0)
@@ -114,8 +116,22 @@ def resolve(recipe: Recipe, machines: Machines | None = None) -> Plan:
         pairs_per_s=rate,
         estimated=not here.throughput,
         seconds=outlook.seconds(found, batch_size=recipe.train.batch_size, pairs_per_s=rate),
-        warnings=cautions.cautions(recipe, found, needs, world=here.world, nodes=here.nodes, limit=here.memory),
+        warnings=missing
+        + cautions.cautions(recipe, found, needs, world=here.world, nodes=here.nodes, limit=here.memory),
     )
+
+
+def _words(section: models.Config) -> tuple[Tokenizer | None, models.Vocabulary, list[str]]:
+    """Return the tokenizer, its vocabulary and what to warn of.
+
+    A tokenizer's folder that is not here is no obstacle where the config fixes the number of ids.
+    """
+    size, name = section.vocabulary_size, section.tokenizer
+    if size is None or name == "clip" or Path(name).is_dir():
+        words = recipes.build_tokenizer(section)
+        return words, recipes.vocabulary(words), []
+    warning = f"model.tokenizer: {name} does not exist; planned with the {size} ids that the config fixes"
+    return None, models.Vocabulary(size, end=size - 1, pad=0, start=0, mask=0), [warning]
 
 
 def _row(name: str, value: str, note: str = "") -> str:

@@ -1,14 +1,12 @@
 """A trained model from any folder that holds one: a run, a checkpoint, an export, or a folder of another library."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pretrain import config, recipe
@@ -18,7 +16,8 @@ from pretrain.data.compose import Composer
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.transforms import Transform
 from pretrain.engine import checkpoint
-from pretrain.models import convert_dual_encoder, convert_open_clip, convert_transformers, vlm
+from pretrain.models import base as models
+from pretrain.models import convert_dual_encoder, convert_open_clip, convert_transformers, vlm, weight_files
 
 DELTA = "delta.safetensors"  #: what a fine-tuned run leaves
 ENCODER = "text_encoder"  #: where a `diptych` export keeps the encoder of an hf: text tower
@@ -32,11 +31,11 @@ KINDS = (
 class Pretrained:
     """A model with all that it needs to be used: how pictures and texts become its inputs, and where it is from."""
 
-    model: vlm.VLM  #: in eval mode
+    model: Any  #: in eval mode
     tokenizer: Tokenizer
     transform: Transform
     composer: Composer
-    config: vlm.Config
+    config: Any  #: the model's section
     weights_hash: str  #: of names, shapes and values: equal for a run, its exports and their imports
     source: str  #: the folder that the weights were read from
 
@@ -76,20 +75,16 @@ def load(
     return found
 
 
-def build(section: vlm.Config, words: Tokenizer, weights: Mapping[str, Tensor], *, source: str) -> Pretrained:
+def build(section: models.Config, words: Tokenizer, weights: Mapping[str, Tensor], *, source: str) -> Pretrained:
     """Return the model of a config filled with weights, which must be all of its weights.
 
     Raises:
         ConfigError: config and weights do not belong together.
     """
-    bare = section.model_copy(deep=True)
-    # how it was trained is no part of what it is
-    bare.vision.checkpointing, bare.text.checkpointing, bare.vision.patch_dropout = False, False, 0.0
-    if any(name.startswith("vision.trunk.") and name.endswith(("weight", "bias")) for name in weights):
-        bare.vision.weights = None  # the file that training started from need not exist any more
+    bare = section.bare().without_files(weights)
     model = recipe.build_model(bare, words)
     missing, unexpected = model.load_state_dict(weights, strict=False)
-    beside = ("text.encoder.", "vision.trunk.") if bare.vision.weights else ("text.encoder.",)  # read just now
+    beside = bare.read_from_files  # read just now
     missing = [name for name in missing if not name.startswith(beside)]
     if missing or unexpected:
         raise ConfigError(
@@ -136,7 +131,7 @@ def _checkpoint(path: Path, *, step: int | None, average: bool) -> Pretrained:
             raise ConfigError(f"run {path}: no complete checkpoint yet; train until the first is saved")
         found = complete[0]
     tree = config.read_yaml(run / "config.yaml")
-    section = config.build(vlm.Config, tree.get("model", {}), where=f"{run / 'config.yaml'}: model")
+    section = recipe.model_section(tree.get("model", {}), where=f"{run / 'config.yaml'}: model")
     words = tokenizer.load(run / "tokenizer" if (run / "tokenizer").is_dir() else section.tokenizer)
     state = checkpoint.read_weights(found, average=average)
     weights = {n.removeprefix("model."): x for n, x in state.items() if n.startswith("model.")}
@@ -145,18 +140,18 @@ def _checkpoint(path: Path, *, step: int | None, average: bool) -> Pretrained:
 
 def _diptych(path: Path) -> Pretrained:
     tree = config.read_yaml(path / "config.yaml").get("model", {})
-    section = config.build(vlm.Config, tree, where=f"{path / 'config.yaml'}: model")
-    if section.text.name.startswith("hf:"):
+    section = recipe.model_section(tree, where=f"{path / 'config.yaml'}: model")
+    if isinstance(section, vlm.Config) and section.text.name.startswith("hf:"):
         section.text.name = f"hf:{path / ENCODER}"
     words = tokenizer.load(path / "tokenizer")
-    return build(section, words, _read(path / "model.safetensors"), source=str(path))
+    return build(section, words, weight_files.of_file(path / "model.safetensors"), source=str(path))
 
 
 # --- folders of other libraries --------------------------------------------------------------------------------------
 
 
 def _open_clip(path: Path) -> Pretrained:
-    tree = _json(path / "open_clip_config.json")
+    tree = weight_files.tree(path / "open_clip_config.json")
     if not {"embed_dim", "vision_cfg", "text_cfg"} <= set(tree.get("model_cfg", ())):
         raise ConfigError(f"{path / 'open_clip_config.json'}: model_cfg needs embed_dim, vision_cfg and text_cfg")
     towers = tree["model_cfg"]["vision_cfg"]
@@ -169,12 +164,12 @@ def _open_clip(path: Path) -> Pretrained:
     words = tokenizer.load(section.tokenizer)
     cfg = tree["model_cfg"]["text_cfg"]
     _same_end(words, cfg.get("eos_id", 2) if cfg.get("pool_type", "argmax") == "eos" else None, where=str(path))
-    state = _weights(path, ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"))
+    state = weight_files.of_folder(path, ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"))
     return build(section, words, convert_open_clip.weights_from(section, state), source=str(path))
 
 
 def _transformers(path: Path) -> Pretrained:
-    tree = _json(path / "config.json")
+    tree = weight_files.tree(path / "config.json")
     dual = tree.get("model_type") == convert_dual_encoder.MODEL_TYPE
     layout = convert_dual_encoder if dual else convert_transformers
     section = layout.config_from(tree, tokenizer=str(path))
@@ -182,7 +177,7 @@ def _transformers(path: Path) -> Pretrained:
     words = tokenizer.load(path)
     end = (tree.get("text_config") or {}).get("eos_token_id", 49407)
     _same_end(words, None if end == 2 else end, where=str(path))
-    state = _weights(path, ("model.safetensors", "pytorch_model.bin"))
+    state = weight_files.of_folder(path)
     return build(section, words, layout.weights_from(section, state), source=str(path))
 
 
@@ -200,9 +195,9 @@ def _look(section: vlm.Config, path: Path) -> None:
     """Fill in how pictures are prepared; transformers 5 nests it, 4 has a file of its own."""
     tree: dict[str, Any] = {}
     if (path / "processor_config.json").is_file():
-        tree = _json(path / "processor_config.json").get("image_processor", {})
+        tree = weight_files.tree(path / "processor_config.json").get("image_processor", {})
     if not tree and (path / "preprocessor_config.json").is_file():
-        tree = _json(path / "preprocessor_config.json")
+        tree = weight_files.tree(path / "preprocessor_config.json")
     size = tree.get("size", section.vision.image_size)
     short = size.get("shortest_edge") if isinstance(size, dict) else size
     filters = {2: "bilinear", 3: "bicubic"}
@@ -214,42 +209,3 @@ def _look(section: vlm.Config, path: Path) -> None:
     section.vision.mean = tree.get("image_mean", section.vision.mean)
     section.vision.std = tree.get("image_std", section.vision.std)
     section.vision.interpolation = filters[tree.get("resample", 3)]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected a JSON object")
-    return tree
-
-
-def _weights(path: Path, names: tuple[str, str]) -> dict[str, Tensor]:
-    """Return the floats of a folder as float32: one safetensors file, an index of several, or a pickle's tensors."""
-    whole, pickled = (path / name for name in names)
-    index = whole.with_name(whole.name + ".index.json")
-    state: dict[str, Tensor] = {}
-    if whole.is_file():
-        state = _read(whole)
-    elif index.is_file():
-        for part in sorted(set(_json(index)["weight_map"].values())):
-            state |= _read(path / Path(part).name)
-    elif pickled.is_file():
-        state = _read(pickled)
-    else:
-        raise ConfigError(f"model {path}: no weights; expected {names[0]}")
-    return {name: x.float() if x.is_floating_point() else x for name, x in state.items()}
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file; a pickle may hold them under `state_dict`, and nothing that runs."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        tree = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's unpickler raises nearly anything on damaged bytes
-        raise ConfigError(f"model: {path} cannot be read ({str(error)[:200]}); fetch or write it again") from error
-    state = tree.get("state_dict", tree)
-    return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}

@@ -1,5 +1,6 @@
 """The whole config, and how its parts are built; shared by pretraining, evaluation, export and fine-tuning."""
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from pretrain import config, dist, registry
 from pretrain.config import Section
 from pretrain.data import loader, stream, tokenizer
 from pretrain.data.compose import Composer
+from pretrain.data.seq2seq import Seq2SeqComposer
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.transforms import Transform
 from pretrain.engine import deferred
@@ -24,9 +26,13 @@ from pretrain.engine.trainer import Config as Train
 from pretrain.engine.watchdog import Config as Watchdog
 from pretrain.engine.zero import Config as Zero
 from pretrain.evals.base import Config as EvalConfig
+from pretrain.models import base as models
 from pretrain.models import vlm
 from pretrain.objectives import base as objective_base
 from pretrain.objectives.base import Mixture
+
+#: files of pretrain/models that are whole models; the others are their parts
+MODELS = ("vlm", "coca", "vlt5", "ofa")
 
 
 class Run(Section):
@@ -62,7 +68,7 @@ class Recipe(Section):
 
     run: Run
     data: loader.Config
-    model: vlm.Config = Field(default_factory=vlm.Config)
+    model: SerializeAsAny[models.Config] = Field(default_factory=vlm.Config)
     objectives: dict[str, SerializeAsAny[objective_base.Config]]
     train: Train
     optim: Optim = Field(default_factory=Optim)
@@ -76,6 +82,11 @@ class Recipe(Section):
     profile: Profile = Field(default_factory=Profile)
     evals: dict[str, SerializeAsAny[EvalConfig]] = Field(default_factory=dict)
 
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model(cls, tree: Any) -> Section:
+        return model_section(tree, where="model")
+
     @field_validator("objectives", mode="before")
     @classmethod
     def _objectives(cls, sections: Mapping[str, Any]) -> dict[str, Section]:
@@ -87,37 +98,65 @@ class Recipe(Section):
         return plug_ins("pretrain.evals", sections)
 
 
-def build_composer(model: vlm.Config, words: Tokenizer) -> Composer:
-    """Return what turns an Example's text into tokens."""
-    return Composer(words, context_length=model.text.context_length)
+def model_section(tree: Any, *, where: str) -> models.Config:
+    """Return the validated section of the model that `tree["name"]` names; none: two towers.
 
-
-def build_transform(model: vlm.Config) -> Transform:
-    """Return what turns an Example's picture into pixels of the size that the tower expects."""
-    return Transform(model.vision.image_size, interpolation=model.vision.interpolation)
-
-
-def build_tokenizer(model: vlm.Config) -> Tokenizer:
-    """Return the tokenizer that the model section names."""
-    return tokenizer.load(model.tokenizer)
-
-
-def build_model(model: vlm.Config, words: Tokenizer) -> vlm.VLM:
-    """Return a freshly initialised model whose vocabulary is the tokenizer's."""
-    section = model.model_copy(deep=True)
-    if section.text.vocab_size is None:
-        section.text.vocab_size = words.vocab_size
-    if section.text.vocab_size < words.vocab_size:
+    Raises:
+        ConfigError: an unknown model or key; the message names the nearest.
+    """
+    if isinstance(tree, models.Config):
+        return tree
+    name = str((tree or {}).get("name", "vlm"))
+    if name not in MODELS:
         raise config.ConfigError(
-            f"model.text.vocab_size: {section.text.vocab_size} is too small, the tokenizer {model.tokenizer} "
-            f"has {words.vocab_size} ids; leave it out to take the tokenizer's size"
+            f"{where}.name: no model {name!r}.{registry.nearest(name, list(MODELS))} Known: {', '.join(MODELS)}"
         )
-    return vlm.VLM(section, end=words.end, pad=words.pad)
+    section: models.Config = config.build(_module(name).Config, tree or {}, where=where)
+    return section
+
+
+def model_class(model: models.Config) -> type[models.Model]:
+    """Return the class that a model section configures."""
+    found: type[models.Model] = _module(model.file).Model
+    return found
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"pretrain.models.{name}")
+
+
+def build_composer(model: models.Config, words: Tokenizer) -> Composer:
+    """Return what turns an Example's text into tokens."""
+    given, written = model.lengths
+    if written is None:
+        return Composer(words, context_length=given)
+    return Seq2SeqComposer(words, context_length=given, written=written, opening=model.opening(vocabulary(words)))
+
+
+def build_transform(model: models.Config) -> Transform:
+    """Return what turns an Example's picture into pixels of the size that the model expects."""
+    look = model.look
+    return Transform(look.size, interpolation=look.interpolation)
+
+
+def build_tokenizer(model: models.Config) -> Tokenizer:
+    """Return the tokenizer that the model section names, with the model's own symbols."""
+    return tokenizer.load(model.tokenizer).extended(model.symbols)
+
+
+def build_model(model: models.Config, words: Tokenizer) -> Any:
+    """Return a freshly initialised model whose vocabulary is the tokenizer's."""
+    return model_class(model).build(model, vocabulary(words))
+
+
+def vocabulary(words: Tokenizer) -> models.Vocabulary:
+    """Return what a model must know of its tokenizer."""
+    return models.Vocabulary(words.vocab_size, end=words.end, pad=words.pad, start=words.start, mask=words.mask)
 
 
 def build_mixture(recipe: Recipe, words: Tokenizer) -> Mixture:
     """Return model and objectives as one module; what the model cannot serve is refused before weights are built."""
-    objective_base.refuse_unserved(recipe.objectives, vlm.VLM.provides)
+    objective_base.refuse_unserved(recipe.objectives, model_class(recipe.model).provides)
     dist.seed_step(recipe.run.seed, "weights")  # the same first weights on every rank
     return objective_base.build(recipe.objectives, build_model(recipe.model, words))
 
@@ -132,7 +171,7 @@ def build_for_training(recipe: Recipe, words: Tokenizer) -> tuple[Mixture, defer
     """
     if recipe.zero.init == "whole":
         return build_mixture(recipe, words), None
-    if recipe.model.text.name.startswith("hf:"):
+    if isinstance(recipe.model, vlm.Config) and recipe.model.text.name.startswith("hf:"):
         raise config.ConfigError(
             "zero.init: transformers reads the weights of model.text.name whole; set zero.init=whole, or take the "
             "native text tower"
@@ -163,11 +202,7 @@ def build_loader(recipe: Recipe, words: Tokenizer) -> loader.Loader | stream.Str
 
 def architecture(recipe: Recipe, words: Tokenizer) -> dict[str, Any]:
     """Return what must not change when a run goes on: towers, vocabulary and what their outputs mean."""
-    beside = {"checkpointing", "patch_dropout"}  # how it is trained
-    tree = recipe.model.model_dump(mode="json", exclude={"tokenizer": True, "vision": beside, "text": beside})
-    for tower in (tree["vision"], tree["text"]):
-        if not tower["unlocked_blocks"]:  # older checkpoints have no such key
-            del tower["unlocked_blocks"]
+    tree = recipe.model.architecture()
     return {"model": tree, "tokenizer": words.fingerprint, "objectives": sorted(recipe.objectives)}
 
 

@@ -7,7 +7,7 @@ Text is trimmed to the longest row of the batch. That is exact: causal text neve
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -37,8 +37,12 @@ class Row:
     caption: int
     draw: int
     target: int = -1
-    boxes_K4: NDArray[np.float32] | None = None
+    boxes_K4: NDArray[np.float32] | None = None  #: what the model is shown: regions where a detector has looked
+    region_KC: NDArray[np.float32] | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+
+
+R = TypeVar("R", bound=Row)
 
 
 class Composer:
@@ -56,19 +60,22 @@ class Composer:
         ids = self.tokenizer.wrap([*prefix, *self.tokenizer.ids(example.suffix[:most])], self.context_length)
         given = len(prefix) + (self.tokenizer.start is not None)
         labels = [IGNORE if place < given else token for place, token in enumerate(ids)]
+        return self._row(Row, example, images, ids=ids, blocks=[1] * len(ids), labels=labels)
+
+    def _row(self, kind: type[R], example: Example, images: list[Pixels], **text: Any) -> R:
+        """Return a row of its text, and of what an example says beside it."""
         same = example.group or " ".join(f"{example.prefix} {example.suffix}".split()).lower()
-        return Row(
+        return kind(
             key=example.key,
             shard=example.shard,
             images=images,
-            ids=ids,
-            blocks=[1] * len(ids),
-            labels=labels,
             caption=hash64("caption", same),
             draw=example.draw,
             target=example.target,
-            boxes_K4=example.boxes_K4,
+            boxes_K4=example.boxes_K4 if example.regions_K4 is None else example.regions_K4,
+            region_KC=example.region_KC,
             meta=example.meta,
+            **text,
         )
 
     def collate(self, rows: list[Row]) -> Batch:
@@ -77,21 +84,23 @@ class Composer:
         images = [image_HWC for row in rows for image_HWC in row.images]
         owners = [number for number, row in enumerate(rows) for _ in row.images]
         boxes = [(number, row.boxes_K4) for number, row in enumerate(rows) if row.boxes_K4 is not None]
+        regions = [row.region_KC for row in rows if row.region_KC is not None]
         valid_BT = torch.arange(length) < torch.tensor([[len(row.ids)] for row in rows])
         return Batch(
             keys=[row.key for row in rows],
             shards=[row.shard for row in rows],
             image_NCHW=_stack(images) if images else None,
             owner_N=torch.tensor(owners) if images else None,
-            tokens_BT=_pad([row.ids for row in rows], length, self.tokenizer.pad),
-            blocks_BT=_pad([row.blocks for row in rows], length, 1),
+            tokens_BT=padded([row.ids for row in rows], length, self.tokenizer.pad),
+            blocks_BT=padded([row.blocks for row in rows], length, 1),
             valid_BT=valid_BT,
-            labels_BT=_pad([row.labels for row in rows], length, IGNORE),
+            labels_BT=padded([row.labels for row in rows], length, IGNORE),
             target_B=torch.tensor([row.target for row in rows]),
             caption_B=torch.tensor([row.caption for row in rows]),
             draw_B=torch.tensor([row.draw for row in rows]),
             boxes_K4=torch.from_numpy(np.concatenate([box for _, box in boxes])) if boxes else None,
             box_owner_K=torch.tensor([number for number, box in boxes for _ in box]) if boxes else None,
+            region_KC=torch.from_numpy(np.concatenate(regions)) if regions else None,
             meta=[row.meta for row in rows],
         )
 
@@ -112,5 +121,6 @@ def _stack(images: list[Pixels]) -> Tensor:
     return out_NHWC.permute(0, 3, 1, 2)
 
 
-def _pad(rows: list[list[int]], length: int, value: int) -> Tensor:
+def padded(rows: list[list[int]], length: int, value: int) -> Tensor:
+    """Return rows of numbers as int64 [rows, length], filled up with `value`."""
     return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows], dtype=torch.int64)

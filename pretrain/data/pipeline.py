@@ -18,13 +18,12 @@ from webdataset import DataPipeline
 
 from pretrain.batch import Batch, Example
 from pretrain.config import ConfigError
-from pretrain.data.blend import Blend
+from pretrain.data.blend import Blend, Parts
 from pretrain.data.compose import Composer, Row
 from pretrain.data.decode import BadSample
 from pretrain.data.excluded import Sample
 from pretrain.data.format import ShardError
 from pretrain.data.order import Order, Place
-from pretrain.data.readers.base import Reader
 from pretrain.data.sources import Source
 from pretrain.data.transforms import Augment, Decode, Transform, generator
 
@@ -76,10 +75,13 @@ class Steps:
         augment: Augment | None,
         decode: Decode = "exact",
     ) -> None:
-        self.sources, self.transform, self.composer = list(sources), transform, composer
+        self.sources, self.composer = list(sources), composer
+        self.transforms = [transform.sized(source.image_size) for source in sources]
         self.augments = [augment and (source.augment or augment) for source in sources]
         for source, own in zip(sources, self.augments):
-            check_still(source.reader, own)
+            check_still(source, own)
+            check_symbols(source, composer)
+        check_regions(sources)
         self.exact = decode == "exact"
         self.excluded: frozenset[Sample] = frozenset()
 
@@ -103,8 +105,11 @@ class Steps:
 
     def example(self, item: Travelling) -> Travelling:
         """See the bytes as the task does, pictures decoded and transformed."""
-        reader, augment = self.sources[item.place.source].reader, self.augments[item.place.source]
-        return self._attempt(item, lambda record: self._seen(reader.read(record), augment))
+        source, augment = self.sources[item.place.source], self.augments[item.place.source]
+        transform = self.transforms[item.place.source]
+        return self._attempt(
+            item, lambda record: self._seen(source.example(record, transform.size), transform, augment)
+        )
 
     def row(self, item: Travelling) -> Travelling:
         """Compose the text."""
@@ -118,15 +123,15 @@ class Steps:
         """Return the three functions as stages of a DataPipeline."""
         return [_map(self.record), _map(self.example), _map(self.row)]
 
-    def _seen(self, example: Example, augment: Augment | None) -> Example:
+    def _seen(self, example: Example, transform: Transform, augment: Augment | None) -> Example:
         """Return an example whose pictures are pixels of the tower's size."""
         rng, exact = generator(example.draw), self.exact
-        if example.boxes_K4 is not None:
-            example.images = [self.transform.whole(p, augment, rng, exact=exact) for p in example.images]
+        if example.boxes_K4 is not None or example.regions_K4 is not None or example.codes:
+            example.images = [transform.whole(p, augment, rng, exact=exact) for p in example.images]
         elif augment is None:
-            example.images = [self.transform.evaluate(picture, exact=exact) for picture in example.images]
+            example.images = [transform.evaluate(picture, exact=exact) for picture in example.images]
         else:
-            example.images = [self.transform.train(p, augment, rng, exact=exact) for p in example.images]
+            example.images = [transform.train(p, augment, rng, exact=exact) for p in example.images]
         return example
 
     def _attempt(self, item: Travelling, function: Callable[[Any], Any]) -> Travelling:
@@ -141,17 +146,48 @@ class Steps:
         return item
 
 
-def check_still(reader: Reader, augment: Augment | None) -> None:
-    """Refuse an augmentation that would move pictures away from the boxes of their reader.
+def check_still(source: Source, augment: Augment | None) -> None:
+    """Refuse an augmentation that would move pictures away from their boxes, regions or codes.
 
     Raises:
         ConfigError: with the keys to leave out.
     """
-    if reader.boxes and augment is not None and augment.moving():
+    still = source.reader.boxes or source.reader.codes or source.regions is not None
+    if still and augment is not None and augment.moving():
+        what = "codes" if source.reader.codes else "boxes" if source.reader.boxes else "regions"
         raise ConfigError(
-            f"data.augment: {', '.join(augment.moving())} would move the pictures away from the boxes that this "
-            "data.reader gives; leave these keys out (of one source of a blend: give it an augment of its own), "
-            "colours may change"
+            f"data.augment: {', '.join(augment.moving())} would move the pictures away from the {what} that this "
+            f"data.{'regions' if what == 'regions' else 'reader'} gives; leave these keys out (of one source of a "
+            "blend: give it an augment of its own), colours may change"
+        )
+
+
+def check_symbols(source: Source, composer: Composer) -> None:
+    """Refuse an instruction that lays symbols which the vocabulary has not.
+
+    Raises:
+        ConfigError: names the first of them.
+    """
+    missing = next((name for name in source.symbols if composer.tokenizer.symbol(name) is None), None)
+    if missing is not None:
+        raise ConfigError(
+            f"data.instruction{f' of source {source.name!r}' if source.name else ''}: it lays {missing}, which the "
+            "model's vocabulary has not; choose a model with such symbols, or tasks without"
+        )
+
+
+def check_regions(sources: Sequence[Source]) -> None:
+    """Refuse boxes with and without a detector's features in one batch.
+
+    Raises:
+        ConfigError: names the sources.
+    """
+    featured = [one.name for one in sources if one.regions is not None and one.regions.features is not None]
+    bare = [one.name for one in sources if one.name not in featured and (one.reader.boxes or one.regions is not None)]
+    if featured and bare:
+        raise ConfigError(
+            f"data.blend: sources {', '.join(map(repr, featured))} give features of their regions, "
+            f"{', '.join(map(repr, bare))} give boxes without; give regions.features to all of them"
         )
 
 
@@ -168,7 +204,7 @@ def _whole(stage: Callable[[Iterable[Any]], Iterator[Any]]) -> Callable[[Iterabl
     return lambda items: iter(list(stage(items)))
 
 
-def training_batch(places: list[Place], order: Order | Blend, steps: Steps) -> Batch:
+def training_batch(places: list[Place], order: Order | Blend | Parts, steps: Steps) -> Batch:
     """Return one rank's rows of a training batch, bad samples replaced and listed in `Batch.bad`."""
 
     def repaired(items: Iterable[Travelling]) -> Iterator[tuple[Row, list[dict[str, str]]]]:
@@ -190,7 +226,7 @@ def training_batch(places: list[Place], order: Order | Blend, steps: Steps) -> B
     return batch
 
 
-def neighbour(failure: Failure, order: Order | Blend, steps: Steps) -> Item:
+def neighbour(failure: Failure, order: Order | Blend | Parts, steps: Steps) -> Item:
     """Return the sample that stands in for a bad one.
 
     Raises:

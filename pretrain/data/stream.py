@@ -29,6 +29,7 @@ from pretrain.data import names, tar_stream
 from pretrain.data.compose import Composer, Row
 from pretrain.data.format import ShardError
 from pretrain.data.index import Catalog
+from pretrain.data.instructions import base as instructions
 from pretrain.data.loader import Config, plainly, worker_batches
 from pretrain.data.order import Place, check_divisible, permutation
 from pretrain.data.pipeline import Failure, Item, Steps, Travelling
@@ -70,7 +71,9 @@ class StreamLoader:
         if missing is not None:
             raise ShardError(f"shard {missing}: no such file; check data.shards and its braces")
         reader = base.make(config.reader, max_pixels=config.max_pixels)
-        source = Source("", Store(Catalog([], [], []), seed=seed), reader)
+        laid = instructions.make(config.instruction, others=None)
+        store = Store(Catalog([], [], []), seed=seed)
+        source = Source("", store, reader, instruction=laid, regions=config.regions)
         steps = Steps([source], transform, composer, augment=config.augment, decode=config.decode)
         self._samples = _Samples(self, steps, rank=rank)
         self._restored = 0  # batches that were given before the next iteration

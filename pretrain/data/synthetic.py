@@ -71,6 +71,7 @@ def _tasks(index: int, label: str) -> dict[str, Any]:
         "question": f"what colour is the {shape}?",
         "answers": [colour] * 8 + ["light " + colour, other],
         "expression": f"the {colour} {shape}",
+        "codes": [index % 7, len(shape), len(colour), 3],
         "hypothesis": said.get(truth, f"this {shape} is {other}"),
         "gold_label": truth,
         "translation": {"en": f"a {label}", "de": f"ein {GERMAN[shape]} in {GERMAN[colour]}"},

@@ -20,8 +20,10 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from pretrain.config import ConfigError
+from pretrain.data import symbols
 
 START, END, SUFFIX = "<|startoftext|>", "<|endoftext|>", "</w>"
+MASK = "<mask>"  #: what instructions and models call the mask token, whatever its own name is
 CLIP_MERGES = 49152 - 256 - 2  # the lines of the table that the released models use
 _PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -37,13 +39,20 @@ class Tokenizer:
     """A tokenizer with known start, end and padding ids."""
 
     def __init__(
-        self, backend: tokenizers.Tokenizer, *, start: int | None, end: int | None, pad: int, clip: bool
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        start: int | None,
+        end: int | None,
+        pad: int,
+        clip: bool,
+        mask: int | None = None,
     ) -> None:
         backend.no_padding()
         backend.no_truncation()
         backend.encode_special_tokens = True  # "<|endoftext|>" in a caption is text, it ends nothing
         self.backend = backend
-        self.start, self.end, self.pad = start, end, pad
+        self.start, self.end, self.pad, self.mask = start, end, pad, mask
         self.clip = clip  #: clean as CLIP does before the backend sees the text
 
     @property
@@ -72,8 +81,43 @@ class Tokenizer:
         return [self.wrap(encoding.ids, context_length) for encoding in found]
 
     def ids(self, text: str) -> list[int]:
-        """Return the ids of a text alone, without specials."""
-        return list(self.backend.encode(self._clean(text), add_special_tokens=False).ids)
+        """Return the ids of a text alone, without specials but for the symbols that were laid in it (data.symbols)."""
+        if symbols.MARK not in text:
+            return list(self.backend.encode(self._clean(text), add_special_tokens=False).ids)
+        out: list[int] = []
+        for piece, laid in symbols.pieces(text):
+            known = self.symbol(piece) if laid else None
+            out += self.ids(piece) if known is None else [known]
+        return out
+
+    def symbol(self, name: str) -> int | None:
+        """Return the id of a symbol, None where the vocabulary has none of that name; "<mask>" is the mask token."""
+        if name == MASK and self.mask is not None:
+            return self.mask
+        found: int | None = self.backend.token_to_id(name)
+        return found
+
+    def extended(self, names: Sequence[str]) -> "Tokenizer":
+        """Return the tokenizer with these symbols, as the last ids of its vocabulary in this order.
+
+        Those that it has already must be its last ids: T5's own `<extra_id_0>` are, of a folder of T5.
+
+        Raises:
+            ConfigError: it has some of them elsewhere.
+        """
+        if not names:
+            return self
+        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        backend.add_special_tokens([name for name in names if backend.token_to_id(name) is None])
+        first = int(backend.get_vocab_size()) - len(names)
+        wrong = next((n for place, n in enumerate(names) if backend.token_to_id(n) != first + place), None)
+        if wrong is not None:
+            raise ConfigError(
+                f"tokenizer: it has {wrong!r} as id {backend.token_to_id(wrong)}, where the model's {len(names)} "
+                f"symbols are the last ids, from {first} on; take a tokenizer without it"
+            )
+        mask = backend.token_to_id(MASK) if self.mask is None else self.mask
+        return Tokenizer(backend, start=self.start, end=self.end, pad=self.pad, clip=self.clip, mask=mask)
 
     def wrap(self, ids: Sequence[int], context_length: int) -> list[int]:
         """Return ids between the specials, cut to `context_length`."""
@@ -113,7 +157,8 @@ class Tokenizer:
     def _roles(self) -> dict[str, int | None]:
         first, last = ("bos_token", "eos_token") if not self._bert else ("cls_token", "sep_token")
         unknown = {"unk_token": self.end} if self.clip else {}
-        return {first: self.start, last: self.end, "pad_token": self.pad, **unknown}
+        mask = {} if self.mask is None else {"mask_token": self.mask}
+        return {first: self.start, last: self.end, "pad_token": self.pad, **mask, **unknown}
 
     @property
     def _bert(self) -> bool:
@@ -229,7 +274,8 @@ def _wrap(backend: tokenizers.Tokenizer, names: dict[str, str]) -> Tokenizer:
         raise ConfigError("it names no end token (eos_token or sep_token in tokenizer_config.json)")
     pad = number("pad_token")
     clip = isinstance(backend.model, models.BPE) and backend.model.end_of_word_suffix == SUFFIX
-    return Tokenizer(backend, start=start, end=end, pad=end if pad is None else pad, clip=clip)
+    mask = number("mask_token")
+    return Tokenizer(backend, start=start, end=end, pad=end if pad is None else pad, clip=clip, mask=mask)
 
 
 def _specials(folder: Path) -> dict[str, str]:

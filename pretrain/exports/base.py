@@ -36,6 +36,7 @@ class Format:
     """Base of every format."""
 
     tags: tuple[str, ...] = ()  #: of the model card
+    holds = ("vlm",)  #: files of models that it can hold; a model of another is refused
     snippet = ""  #: Python for the model card; {folder} is the export's name
 
     def write(self, model: Pretrained, folder: Path) -> None:

@@ -16,6 +16,7 @@ class Format(base.Format):
     """Our own format: config.yaml, model.safetensors, tokenizer/."""
 
     tags = ("diptych", "zero-shot-image-classification")
+    holds = ("vlm", "fused_vlm", "coca")
     snippet = """\
 import numpy as np
 import torch

@@ -4,26 +4,13 @@ timm's own layer draws from the global generator, so that its draws depend on ra
 are a function of the sample's hash, which is one of (seed, epoch, shard, key): a picture loses other patches in each
 epoch, and the same however the batch is split, replayed or resumed.
 
-Shapes: N = images, P = patches, K = kept patches, C = width; int64 arithmetic wraps, on every device alike.
+Shapes: N = images, P = patches, K = kept patches, C = width.
 """
 
 import torch
 from torch import Tensor, nn
 
-GOLDEN = -7046029254386353131  #: 2**64 / golden ratio, as a signed number: the step of splitmix64
-
-
-def scores(draw_N: Tensor, patches: int) -> Tensor:
-    """Return int64 [N, P]: a hash of (sample, patch), splitmix64's finaliser (Steele et al. 2014)."""
-    x_NP = draw_N[:, None] + GOLDEN * torch.arange(1, patches + 1, device=draw_N.device)
-    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
-        x_NP = (x_NP ^ _right(x_NP, shift)) * factor
-    return x_NP ^ _right(x_NP, 31)
-
-
-def _right(x: Tensor, shift: int) -> Tensor:
-    """Shift right without the sign."""
-    return (x >> shift) & ((1 << (64 - shift)) - 1)
+from pretrain.draws import scores
 
 
 class PatchDropout(nn.Module):

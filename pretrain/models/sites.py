@@ -20,9 +20,10 @@ from pretrain.config import ConfigError
 #: tower kind -> (pattern of a layer's name, role -> path inside the layer)
 LAYERS: dict[str, tuple[str, dict[str, str]]] = {
     "native": (
-        r"text\.blocks\.(\d+)",
+        r"(?:text|fusion)\.blocks\.(\d+)",
         {"qkv": "attention.qkv", "out": "attention.out", "up": "mlp.up", "down": "mlp.down",
-         "attention": "attention", "mlp": "mlp"},
+         "attention": "attention", "mlp": "mlp",
+         "cross_q": "cross.query", "cross_kv": "cross.kv", "cross_out": "cross.out", "cross": "cross"},
     ),
     "timm": (
         r"vision\.trunk\.blocks\.(\d+)",

@@ -1,18 +1,22 @@
 """Text towers: the native CLIP text transformer (takes ids or embeddings) and `hf:` encoders.
 
-Shapes: B = rows, T = tokens, C = tower width, E = joint embedding width.
+Shapes: B = rows, T = tokens, C = tower width, E = joint embedding width, V = vocabulary; S = tokens with those kept
+from earlier calls.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field, StrictBool, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pretrain.config import ConfigError, Section
 from pretrain.models import blocks, depth
 from pretrain.models.attention import Block
+from pretrain.models.cache import Cache
 from pretrain.models.depth import Depth
 
 
@@ -46,6 +50,17 @@ class Output(NamedTuple):
     text_BE: Tensor  #: projected, not normalised
 
 
+class Words(nn.Embedding):
+    """Word embeddings that are read both ways, ids to vectors and states to scores of words.
+
+    Both are calls of the module, since ZeRO-3 gathers weights where a module is called.
+    """
+
+    def forward(self, input: Tensor, *, score: bool = False) -> Tensor:
+        """Return embeddings [B, T, C] of ids [B, T]; with `score` logits [B, T, V] of states [B, T, C]."""
+        return F.linear(input, self.weight) if score else super().forward(input)
+
+
 class NativeText(nn.Module):
     """CLIP's causal text transformer (Radford et al. 2021, arXiv:2103.00020, section 2.4), pooled at the end token."""
 
@@ -54,7 +69,7 @@ class NativeText(nn.Module):
         assert config.vocab_size, "the recipe fills vocab_size from the tokenizer"
         self.config, self.end = config, end
         width = config.width
-        self.token_embedding = nn.Embedding(config.vocab_size, width)
+        self.token_embedding = Words(config.vocab_size, width)
         self.positional_embedding = nn.Parameter(torch.empty(config.context_length, width))
         self.blocks = nn.ModuleList(
             Block(width, config.heads, mlp_ratio=config.mlp_ratio, activation=config.activation)
@@ -90,20 +105,41 @@ class NativeText(nn.Module):
         """Return token embeddings [B, T, C] without positions: where prompts of other methods are spliced in."""
         return self.token_embedding(tokens_BT)
 
-    def forward(self, tokens_BT: Tensor, *, embeds_BTC: Tensor | None = None) -> Output:
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        *,
+        embeds_BTC: Tensor | None = None,
+        mask_B1TS: Tensor | None = None,
+        places_BT: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Output:
         """Return states [B, T, C] and the projected feature [B, E].
 
-        `tokens_BT` says where the end token is; `embeds_BTC`, where given, replaces the embeddings looked up.
-        No padding mask is needed: causal text never looks right of its end token.
+        Args:
+            tokens_BT: say where the end token is; causal text never looks right of it, so needs no mask of padding.
+            embeds_BTC: replaces the embeddings looked up.
+            mask_B1TS: which token reads which, for models that fuse; None: causal. The feature is that of causal text.
+            places_BT: positions; None: counted from 0.
+            cache: keys and values of earlier tokens; those of these are added.
         """
         x_BTC = self.embed(tokens_BT) if embeds_BTC is None else embeds_BTC
-        x_BTC = x_BTC + self.positional_embedding[: x_BTC.shape[1]]
-        for block in self.blocks:
-            x_BTC = block(x_BTC)
-        x_BTC = self.norm(x_BTC)
+        x_BTC = self._through(self._placed(x_BTC, places_BT), mask_B1TS, cache)
         end_B = (tokens_BT == self.end).int().argmax(1)  # the first one: padding may repeat it
         pooled_BC = x_BTC[torch.arange(len(x_BTC), device=x_BTC.device), end_B]
         return Output(x_BTC, self.projection(pooled_BC))
+
+    def _placed(self, x_BTC: Tensor, places_BT: Tensor | None) -> Tensor:
+        here = slice(x_BTC.shape[1]) if places_BT is None else places_BT
+        return x_BTC + self.positional_embedding[here]
+
+    def _through(self, x_BTC: Tensor, mask_B1TS: Tensor | None, cache: Cache | None) -> Tensor:
+        for number, block in enumerate(self.blocks):
+            if cache is None:
+                x_BTC = block(x_BTC, mask_B1TS)
+            else:
+                x_BTC = block(x_BTC, mask_B1TS, keep=partial(cache.grow, f"text.{number}"))
+        return self.norm(x_BTC)
 
 
 class HfText(nn.Module):

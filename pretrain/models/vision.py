@@ -3,6 +3,7 @@
 Shapes: N = images, P = patches (or grid cells), C = trunk width, E = joint embedding width.
 """
 
+from collections.abc import Collection
 from typing import Any, Literal, NamedTuple
 
 import timm
@@ -48,8 +49,8 @@ class Output(NamedTuple):
     """What a vision tower computes in one pass."""
 
     tokens_NPC: Tensor  #: patch tokens before pooling, without class token
-    image_NE: Tensor  #: projected, not normalised
-    pooled_NC: Tensor  #: what was projected
+    image_NE: Tensor | None  #: projected, not normalised; None from a tower without a projection
+    pooled_NC: Tensor | None = None  #: what was projected
 
 
 class Normalise(nn.Module):
@@ -68,16 +69,18 @@ class Normalise(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """A timm trunk and its projection into the joint space."""
+    """A timm trunk and its projection into the joint space; `embed_dim` None: only its tokens are wanted."""
 
-    def __init__(self, config: Config, embed_dim: int) -> None:
+    def __init__(self, config: Config, embed_dim: int | None) -> None:
         super().__init__()
         self.config = config
         self.normalise = Normalise(config.mean, config.std)
         self.trunk = _create(config)
         self.width: int = self.trunk.num_features
-        self.projection = nn.Linear(self.width, embed_dim, bias=False)
-        nn.init.normal_(self.projection.weight, std=self.width**-0.5)
+        self.projection: nn.Linear | None = None
+        if embed_dim is not None:
+            self.projection = nn.Linear(self.width, embed_dim, bias=False)
+            nn.init.normal_(self.projection.weight, std=self.width**-0.5)
         self._open: list[nn.Module] = []  # blocks of a frozen trunk that train
         if config.frozen:
             self._open = depth.lock(self.trunk, config.unlocked_blocks, key="model.vision.unlocked_blocks")
@@ -108,8 +111,13 @@ class VisionTower(nn.Module):
         # convolutions are up to 1.7 times as fast so; ZeRO flattens weights, which keep their own order
         image_NCHW = self.normalise(image_NCHW).contiguous(memory_format=torch.channels_last)
         features = self.trunk.forward_features(image_NCHW)
-        pooled_NC = self.trunk.forward_head(features, pre_logits=True)
-        return Output(self._tokens(features), self.projection(pooled_NC), pooled_NC)
+        if self.projection is None:
+            return Output(self._tokens(features), None)
+        tokens_NPC, pooled_NC = self._pooled(features)
+        return Output(tokens_NPC, self.projection(pooled_NC), pooled_NC)
+
+    def _pooled(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return self._tokens(features), self.trunk.forward_head(features, pre_logits=True)
 
     def _tokens(self, features: Tensor) -> Tensor:
         if features.ndim == 4:  # a convolutional map, channels first
@@ -147,6 +155,11 @@ def _drop_patches(trunk: nn.Module, config: Config) -> None:
             "(vit_base_patch16_clip_224, ...) or set it to 0"
         )
     trunk.patch_drop = PatchDropout(config.patch_dropout, prefix_tokens=int(trunk.num_prefix_tokens))  # type: ignore[arg-type]
+
+
+def among(names: Collection[str], trunk: str) -> bool:
+    """Return whether weights of a trunk, whose names begin with `trunk`, are among these."""
+    return any(name.startswith(trunk) and name.endswith(("weight", "bias")) for name in names)
 
 
 def takes_size(name: str) -> bool:

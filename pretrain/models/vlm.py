@@ -4,33 +4,140 @@ Shapes: N = images, B = rows, T = tokens, P = patches, C = width, E = joint embe
 """
 
 import math
+from collections.abc import Collection
 from functools import cached_property
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import record_function
 
 from pretrain.batch import Batch
-from pretrain.config import Section
+from pretrain.config import ConfigError
+from pretrain.models import base
+from pretrain.models import fusion as fusions
 from pretrain.models import text as text_towers
 from pretrain.models import vision as vision_towers
 from pretrain.models.depth import Depth
 
+MASK = "<mask>"
 
-class Config(Section):
-    """`model:` towers, joint width, tokenizer and the learned temperature."""
 
+class Config(base.Config):
+    """`model:` towers, joint width, tokenizer and the learned temperature; with `fusion`, text that reads pictures."""
+
+    name: Literal["vlm"] = "vlm"
     vision: vision_towers.Config = Field(default_factory=vision_towers.Config)
     text: text_towers.Config = Field(default_factory=text_towers.Config)
+    fusion: fusions.Config | None = None  #: None: two towers, as CLIP has them
     embed_dim: int = Field(default=512, gt=0)
-    tokenizer: str = "clip"  #: `clip`, or a transformers tokenizer folder
     logit_scale: float = math.log(1 / 0.07)  #: start of the learned log temperature (CLIP; SigLIP: ln 10)
     logit_bias: float | None = None  #: start of the learned bias (SigLIP: -10)
 
+    @model_validator(mode="after")
+    def _native(self) -> "Config":
+        if self.fusion and self.text.name != "native":
+            raise ValueError(
+                f"fusion needs the native text tower, which runs under any mask; {self.text.name} does not"
+            )
+        return self
 
-class VLM(nn.Module):
+    @property
+    def file(self) -> str:
+        """Return where the model's class is."""
+        return "fused_vlm" if self.fusion else "vlm"
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """Return the mask token, where words are hidden."""
+        return (MASK,) if self.fusion else ()
+
+    @property
+    def look(self) -> base.Look:
+        """Return how pictures are prepared."""
+        return base.Look(self.vision.image_size, self.vision.interpolation)
+
+    @property
+    def lengths(self) -> tuple[int, int | None]:
+        """Return the most tokens of a text; there is no decoder."""
+        return self.text.context_length, None
+
+    @property
+    def vocabulary_size(self) -> int | None:
+        """Return the rows of the text tower's table."""
+        return self.text.vocab_size
+
+    @property
+    def joint_width(self) -> int:
+        """Return the width of the joint space."""
+        return self.embed_dim
+
+    @property
+    def from_scratch(self) -> bool:
+        """Return whether neither tower is read from a file."""
+        return not self.vision.weights and not self.text.name.startswith("hf:")
+
+    @property
+    def read_from_files(self) -> tuple[str, ...]:
+        """Return where a transformers encoder and a trunk with a file of weights lie."""
+        return ("text.encoder.", "vision.trunk.") if self.vision.weights else ("text.encoder.",)
+
+    @property
+    def recomputable(self) -> tuple[str, ...]:
+        """Return the overrides that let backward recompute the towers."""
+        parts = {"vision": self.vision, "text": self.text, **({"fusion": self.fusion} if self.fusion else {})}
+        if all(part.checkpointing for part in parts.values()):
+            return ()
+        return (", ".join(f"model.{name}.checkpointing=true" for name in parts),)
+
+    def bare(self) -> "Config":
+        """Return the towers without recomputation and patch dropout."""
+        out = self.model_copy(deep=True)
+        out.vision.checkpointing, out.text.checkpointing, out.vision.patch_dropout = False, False, 0.0
+        if out.fusion:
+            out.fusion.checkpointing = False
+        return out
+
+    def without_files(self, names: Collection[str]) -> "Config":
+        """Return the config without the trunk's file, where the trunk's weights are among these."""
+        out = self.model_copy(deep=True)
+        if vision_towers.among(names, "vision.trunk."):
+            out.vision.weights = None
+        return out
+
+    def architecture(self) -> dict[str, Any]:
+        """Return the towers, as checkpoints have named them from the first."""
+        beside = {"checkpointing", "patch_dropout"}  # how it is trained
+        left = {"name": True, "tokenizer": True, "vision": beside, "text": beside, "fusion": beside}
+        tree = self.model_dump(mode="json", exclude=left)
+        if self.fusion is None:  # older checkpoints have no such key
+            del tree["fusion"]
+        for tower in (tree["vision"], tree["text"]):
+            if not tower["unlocked_blocks"]:  # older checkpoints have no such key
+                del tower["unlocked_blocks"]
+        return tree
+
+
+def with_vocabulary(config: Config, words: base.Vocabulary) -> Any:
+    """Return the config with the tokenizer's number of ids.
+
+    Raises:
+        ConfigError: it has fewer.
+    """
+    section = config.model_copy(deep=True)
+    if section.text.vocab_size is None:
+        section.text.vocab_size = words.size
+    if section.text.vocab_size < words.size:
+        raise ConfigError(
+            f"model.text.vocab_size: {section.text.vocab_size} is too small, the tokenizer {config.tokenizer} "
+            f"has {words.size} ids; leave it out to take the tokenizer's size"
+        )
+    return section
+
+
+class VLM(base.Model):
     """Two towers and a temperature (CLIP, Radford et al. 2021, arXiv:2103.00020)."""
 
     provides = ("image", "text")
@@ -39,10 +146,19 @@ class VLM(nn.Module):
     def __init__(self, config: Config, *, end: int, pad: int) -> None:
         super().__init__()
         self.config = config
-        self.vision = vision_towers.VisionTower(config.vision, config.embed_dim)
-        self.text = text_towers.build(config.text, config.embed_dim, end=end, pad=pad)
+        self.vision, self.text = self._towers(config, end=end, pad=pad)
         self.logit_scale = nn.Parameter(torch.tensor([config.logit_scale]))  # [1]: DeepSpeed fails on 0-dim
         self.logit_bias = None if config.logit_bias is None else nn.Parameter(torch.tensor([config.logit_bias]))
+
+    @classmethod
+    def build(cls, config: Config, words: base.Vocabulary) -> "VLM":
+        """Return a freshly initialised model whose vocabulary is the tokenizer's."""
+        return cls(with_vocabulary(config, words), end=words.end, pad=words.pad)
+
+    @staticmethod
+    def _towers(config: Config, *, end: int, pad: int) -> tuple[nn.Module, nn.Module]:
+        vision = vision_towers.VisionTower(config.vision, config.embed_dim)
+        return vision, text_towers.build(config.text, config.embed_dim, end=end, pad=pad)
 
     @property
     def scale(self) -> Tensor:
@@ -60,6 +176,9 @@ class VLM(nn.Module):
     def forward(self, batch: Batch) -> "Encodings":
         """Return the lazily computed features of a batch."""
         return Encodings(self, batch)
+
+
+Model = VLM
 
 
 class Encodings:

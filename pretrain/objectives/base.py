@@ -10,7 +10,7 @@ So both can be trained in micro-batches with the gradient of the whole batch (en
 returned apart from the loss, so a meter cannot mistake one for the other.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from pretrain import dist, registry
 from pretrain.batch import Batch
 from pretrain.config import ConfigError, Section
 from pretrain.models.depth import Depth
-from pretrain.models.vlm import VLM, Encodings
+from pretrain.models.vlm import Encodings
 
 
 class Config(Section):
@@ -33,9 +33,12 @@ class Prepared(NamedTuple):
     """What an objective knows of a batch before the step's first forward."""
 
     draws: dict[str, Tensor]  #: what it drew, e.g. masks: a second forward of the batch must see the same
-    #: what counts, e.g. target tokens, as a scalar: of this batch where an objective returns it; of the whole step
-    #: where it gets it back, divided by the number of ranks, so that the mean over ranks of sum / count is global
+    #: what counts, e.g. target tokens, as a scalar, or [n] where n sums have counts of their own: of this batch where
+    #: an objective returns it; of the whole step, or of its mini-batch `Batch.part`, where it gets it back, divided by
+    #: the number of ranks, so that the mean over ranks of sum / count is global
     count: Tensor | None
+    #: 1 / batches of the step. Scalars are averaged over these: one that is sum / count is divided by this first
+    part: float = 1.0
 
 
 class Share(NamedTuple):
@@ -49,11 +52,18 @@ class Objective(nn.Module):
     """Base of every objective."""
 
     needs: ClassVar[tuple[str, ...]] = ()
-    whole: ClassVar[bool] = False  #: cannot be trained in micro-batches
+    whole: bool = False  #: cannot be trained in micro-batches
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
+
+    def attach(self, model: Any) -> None:
+        """Take from the model what `prepare` must know, e.g. its vocabulary; called once, when both are put together.
+
+        Raises:
+            ConfigError: what model and objective are told does not fit together.
+        """
 
     def prepare(self, batch: Batch, step: int) -> Prepared:
         """Return draws (a function of batch.draw_B and the step) and the count for one batch; rows count by default."""
@@ -78,7 +88,7 @@ class Contrast(Objective):
         """
         raise NotImplementedError
 
-    def loss_from_features(self, model: VLM, features: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_from_features(self, model: Any, features: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return this rank's loss (its mean over ranks is the global loss) and scalars to log.
 
         Args:
@@ -91,12 +101,14 @@ class Contrast(Objective):
 class Mixture(nn.Module):
     """Model and objectives behind one forward: ZeRO-3 gathers parameters by its hooks, so nothing calls around it."""
 
-    def __init__(self, model: VLM, objectives: Mapping[str, Objective]) -> None:
+    def __init__(self, model: Any, objectives: Mapping[str, Objective]) -> None:
         super().__init__()
         self.model = model
         self.objectives = nn.ModuleDict(objectives)
         self._contrasts = {name: o for name, o in objectives.items() if isinstance(o, Contrast)}
         self._sums = {name: o for name, o in objectives.items() if name not in self._contrasts}
+        for objective in objectives.values():
+            objective.attach(model)
 
     def depths(self) -> dict[str, Depth]:
         """Return where each parameter of the model's towers lies, by name."""
@@ -116,14 +128,20 @@ class Mixture(nn.Module):
         return [p for p in of if p.requires_grad]
 
     def prepare(self, batches: list[Batch], step: int) -> list[Share]:
-        """Return what was drawn for each batch of step `step` and what the step counts; one all-reduce at most."""
+        """Return what was drawn for each batch of a step and what its mini-batch counts; one all-reduce at most."""
         drawn = [{name: o.prepare(batch, step) for name, o in self._sums.items()} for batch in batches]
+        part = 1 / len(batches)
         if self._sums:
-            local = [torch.stack([one[name].count for one in drawn]).sum() for name in self._sums]
+            sizes = [found.count.numel() for found in drawn[0].values()]
             device = next(iter(batches[0].tensors().values())).device
-            totals = dict(zip(self._sums, dist.mean(torch.stack(local).to(device))))
-            drawn = [{name: found._replace(count=totals[name]) for name, found in one.items()} for one in drawn]
-        return [Share(one, 1 / len(batches)) for one in drawn]
+            local = torch.zeros(1 + max(batch.part for batch in batches), sum(sizes), dtype=torch.double, device=device)
+            for batch, one in zip(batches, drawn):
+                local[batch.part] += torch.cat([found.count.reshape(-1) for found in one.values()]).to(local)
+            totals = dist.mean(local)
+            for batch, one in zip(batches, drawn):
+                for (name, found), count in zip(list(one.items()), totals[batch.part].split(sizes)):
+                    one[name] = found._replace(count=count.view_as(found.count), part=part)
+        return [Share(one, part) for one in drawn]
 
     def contrast(self, features: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return weighted loss and scalars of the objectives that compare rows."""
@@ -140,7 +158,7 @@ class Mixture(nn.Module):
         batches: list[Batch],
         *,
         prepared: list[Share] | None = None,
-        want: str | None = None,
+        want: str | Callable[[Any, Batch], Any] | None = None,
         pull: tuple[dict[str, Tensor], list[Tensor | None]] | None = None,
     ) -> Any:
         """Return (loss, logs) of a step's batches, all rows compared with each other; or what `want` or `pull` ask for.
@@ -149,10 +167,13 @@ class Mixture(nn.Module):
             batches: what this rank has of the step, or one micro-batch of it.
             prepared: what `prepare` returned for these batches; None: they are a step of their own.
             want: "image" or "text": unit-norm features [rows, E] of the first batch, for evals; "features": what
-                `contrast` takes.
+                `contrast` takes; a function: what it returns of the model and the first batch, e.g. written text
+                (ZeRO-3's hooks gather each module that it calls; all ranks must call the same).
             pull: gradients of `contrast` for these features and for `head`. The loss is then that of the other
                 objectives, plus a term of value zero that has these gradients.
         """
+        if callable(want):
+            return want(self.model, batches[0])
         if want in ("image", "text"):
             return getattr(self.model(batches[0]), want)
         assert self.objectives, "a step needs an objective"
@@ -192,7 +213,7 @@ def _tied(values: Mapping[Any, Tensor], grads: Mapping[Any, Tensor | None], part
     return total - total.detach()
 
 
-def build(sections: Mapping[str, Config], model: VLM) -> Mixture:
+def build(sections: Mapping[str, Config], model: Any) -> Mixture:
     """Return the mixture that the config names."""
     plugs = {name: registry.find("pretrain.objectives", name) for name in sections}
     return Mixture(model, {name: plug.Objective(sections[name]) for name, plug in plugs.items()})
@@ -207,6 +228,26 @@ def refuse_unserved(sections: Mapping[str, Config], provides: tuple[str, ...]) -
         missing = set(registry.find("pretrain.objectives", name).Objective.needs) - set(provides)
         if missing:
             raise ConfigError(f"objectives.{name} needs {sorted(missing)}, the model provides {sorted(provides)}")
+
+
+def over(total: Tensor, count: Tensor | None) -> Tensor:
+    """Return a sum divided by what the step counts; zero, with its graph, in a step where nothing counts."""
+    assert count is not None
+    return total / torch.where(count > 0, count, 1).to(total.dtype)
+
+
+def vocabulary_of(model: Any) -> tuple[int, int, tuple[int, ...]]:
+    """Return the size of a model's vocabulary, its mask token and all ids that are no words."""
+    words = model.words
+    assert words.mask is not None, "a model that provides cloze has a mask token"
+    specials = {words.start, words.end, words.pad, words.mask} - {None}
+    return words.size, words.mask, tuple(sorted(specials))
+
+
+def refuse_masked(model: Any, name: str) -> None:
+    """Raise a ConfigError where a model is to write at mask tokens, and an objective trains it to say the next word."""
+    if model.config.fusion.predict != "next":
+        raise ConfigError(f"objectives.{name} trains the next word; set model.fusion.predict=next")
 
 
 def scalar(value: Tensor) -> Tensor:

@@ -18,8 +18,9 @@ def cautions(
     if outlook.missing:
         out.append(f"data.shards: {outlook.missing} of {outlook.shards} shards do not exist; check the pattern")
     if outlook.steps:
-        scratch = not recipe.model.vision.weights and not recipe.model.text.name.startswith("hf:")
-        out += optim.warnings(recipe.optim, steps=outlook.steps, batch_size=batch, from_scratch=scratch)
+        out += optim.warnings(
+            recipe.optim, steps=outlook.steps, batch_size=batch, from_scratch=recipe.model.from_scratch
+        )
         if recipe.checkpoint.every_steps is None and recipe.checkpoint.every_minutes is None:
             out.append("checkpoint: nothing is saved before the end; set checkpoint.every_steps or every_minutes")
     if batch % world:
@@ -51,8 +52,7 @@ def relief(recipe: Recipe) -> str:
         ways.append("train.precision=bf16")
     if recipe.zero.stage < 3:
         ways.append(f"zero.stage={recipe.zero.stage + 1}")
-    if not recipe.model.vision.checkpointing or not recipe.model.text.checkpointing:
-        ways.append("model.vision.checkpointing=true, model.text.checkpointing=true")
+    ways += recipe.model.recomputable
     if recipe.train.micro_batch_size is None:
         ways.append("train.micro_batch_size")
     if recipe.zero.offload == "none":

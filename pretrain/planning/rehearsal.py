@@ -6,7 +6,7 @@ operator that makes it to its end. So recomputation, frozen towers, patch dropou
 What DeepSpeed adds around it is counted in memory.py.
 
 Attention is counted as a fused kernel, as both CPUs and GPUs run it.
-Shapes: N = images, B = rows, T = tokens.
+Shapes: N = images, B = rows, T = tokens, K = boxes, C = numbers of a box's feature.
 """
 
 import weakref
@@ -24,10 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from pretrain import recipe as recipes
 from pretrain.batch import Batch
-from pretrain.data.tokenizer import Tokenizer
 from pretrain.engine import optim
 from pretrain.engine.precision import Autocast
-from pretrain.models.vlm import VLM
+from pretrain.models import base as models
 from pretrain.objectives import base as objectives
 
 
@@ -80,8 +79,14 @@ class Step:
     flops: float  #: of a sample, forward and backward; what is computed twice counts once
 
 
-def made_up_batch(rows: int, *, size: int, length: int) -> Batch:
-    """Return a batch of the right shapes, to be called under a fake mode."""
+def made_up_batch(
+    rows: int, *, size: int, length: int, written: int | None = None, regions: tuple[int, int] | None = None
+) -> Batch:
+    """Return a batch of the right shapes, to be called under a fake mode.
+
+    `written` are the tokens of a decoder, `regions` the boxes of a row and the numbers of a box's feature.
+    """
+    boxes, width = regions or (0, 0)
     draw_B = torch.zeros(rows, dtype=torch.long)
     tokens_BT = torch.zeros(rows, length, dtype=torch.long)
     return Batch(
@@ -94,19 +99,24 @@ def made_up_batch(rows: int, *, size: int, length: int) -> Batch:
         labels_BT=torch.zeros_like(tokens_BT),
         caption_B=torch.zeros_like(draw_B),
         draw_B=draw_B,
+        decoder_tokens_BU=None if written is None else torch.zeros(rows, written, dtype=torch.long),
+        decoder_labels_BU=None if written is None else torch.zeros(rows, written, dtype=torch.long),
+        boxes_K4=torch.zeros(rows * boxes, 4) if regions else None,
+        box_owner_K=torch.arange(rows).repeat_interleave(boxes) if regions else None,
+        region_KC=torch.zeros(rows * boxes, width) if regions else None,
     )
 
 
 @contextmanager
-def hollow(recipe: recipes.Recipe, words: Tokenizer) -> Iterator[nn.Module]:
+def hollow(recipe: recipes.Recipe, words: models.Vocabulary) -> Iterator[nn.Module]:
     """Yield model and objectives as fake CPU tensors, inside the mode that they need.
 
     Raises:
         ConfigError: what the objectives need, the model does not provide.
     """
-    objectives.refuse_unserved(recipe.objectives, VLM.provides)
+    objectives.refuse_unserved(recipe.objectives, recipes.model_class(recipe.model).provides)
     with torch.device("meta"):
-        mixture = objectives.build(recipe.objectives, recipes.build_model(recipe.model, words))
+        mixture = objectives.build(recipe.objectives, recipes.model_class(recipe.model).build(recipe.model, words))
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
@@ -117,7 +127,7 @@ def hollow(recipe: recipes.Recipe, words: Tokenizer) -> Iterator[nn.Module]:
         torch.__future__.set_overwrite_module_params_on_conversion(before)
 
 
-def rehearse(recipe: recipes.Recipe, words: Tokenizer, *, rows: int, length: int) -> Step:
+def rehearse(recipe: recipes.Recipe, words: models.Vocabulary, *, rows: int, length: int) -> Step:
     """Return what a step of `rows` rows with texts of `length` tokens needs on one rank.
 
     Nothing is allocated; the random state stays as it is.
@@ -137,7 +147,10 @@ def _rehearse(recipe: recipes.Recipe, mixture: nn.Module, *, rows: int, length: 
     trained = [p.numel() for p in mixture.parameters() if p.requires_grad]
     groups = optim.build(mixture, recipe.optim, device=torch.device("cpu")).param_groups
     model = mixture.model
-    batch = made_up_batch(rows, size=recipe.model.vision.image_size, length=length)
+    section = recipe.model
+    batch = made_up_batch(
+        rows, size=section.look.size, length=length, written=section.lengths[1], regions=section.regions
+    )
     wrapped = Autocast(mixture, recipe.train.precision, device_type="cpu").train()
     live, flops = LiveBytes(), flop_counter()
     with flops, live:

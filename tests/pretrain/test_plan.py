@@ -110,3 +110,12 @@ def test_micro_batches_take_less_and_a_kept_copy_more(file: Path) -> None:
     synchronous = planned(file, *words, "checkpoint.async=false").memory  # saved every two of four steps
     kept = plain.memory.moment_peaks["backward"] - synchronous.moment_peaks["backward"]
     assert kept == plain.memory.save > 0
+
+
+def test_a_tokenizer_that_is_not_here_is_no_obstacle_where_the_vocabulary_is_fixed(file: Path) -> None:
+    found = planned(file, "model.tokenizer=nowhere/at/all", "model.text.vocab_size=777")
+    assert "model.tokenizer: nowhere/at/all does not exist" in found.warnings[0]
+    here = planned(file, "model.text.vocab_size=600")
+    assert found.step.parts["text"] - here.step.parts["text"] == (777 - 600) * 32
+    with pytest.raises(config.ConfigError, match="nowhere/at/all"):
+        planned(file, "model.tokenizer=nowhere/at/all")

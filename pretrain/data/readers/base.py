@@ -22,6 +22,7 @@ class Reader(ABC):
     """Base of the readers."""
 
     boxes: ClassVar[bool] = False  #: it gives boxes: its pictures are scaled whole, never cropped, turned or mirrored
+    codes: ClassVar[bool] = False  #: it gives codes of its pictures: likewise
 
     def __init__(self, config: Any, *, max_pixels: int = MAX_PIXELS) -> None:
         self.config = config

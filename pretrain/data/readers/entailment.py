@@ -67,7 +67,7 @@ class Reader(base.Reader):
             prefix=re.sub(r"\{premise\}|\{\}", lambda hole: holes[hole.group()], prompt),
             suffix=list(config.labels.values())[target],
             target=target,
-            meta=meta,
+            meta={**meta, "texts": [holes[name] for name in (PREMISE, "{}") if name in holes]},
             draw=record.draw,
             shard=record.shard,
         )

@@ -1,0 +1,118 @@
+"""Rows of encoder-decoders: goldens of what is read, said and counted, for each kind of opening."""
+
+import numpy as np
+import pytest
+import torch
+
+from pretrain import recipe
+from pretrain.batch import Example
+from pretrain.config import ConfigError
+from pretrain.data import tokenizer as tok
+from pretrain.data.compose import IGNORE, Composer
+from pretrain.data.decode import BadSample
+from pretrain.data.seq2seq import Seq2SeqComposer
+from pretrain.data.symbols import symbol
+from pretrain.models import base
+from tests import tiny
+
+NAMES = tuple(f"<code_{n}>" for n in range(8))
+
+
+@pytest.fixture(scope="module")
+def words() -> tok.Tokenizer:
+    return tok.train(["what is it", "a cat", "red dog"], 560).extended(NAMES)
+
+
+def composer(words, *, opening=None, length=8, written=6) -> Seq2SeqComposer:
+    return Seq2SeqComposer(words, context_length=length, written=written, opening=opening or (words.start,))
+
+
+def test_golden(words):
+    what, cat = words.ids("what is it"), words.ids("a cat")
+    row = composer(words, length=16, written=16).row(Example("k", [], prefix="what is it", suffix="a cat"), [])
+    assert row.ids == [words.start, *what, words.end] and row.blocks == [0] * len(row.ids)
+    assert row.decoder == [words.start, *cat] and row.decoder_labels == [*cat, words.end]
+    assert set(row.labels) == {IGNORE}
+
+
+def test_an_opening_of_two_tokens_says_its_second(words):
+    """VL-BART: the decoder starts from </s>, writes <s>, and then the label at step 1."""
+    cat = words.ids("cat")
+    row = composer(words, opening=(words.end, words.start)).row(Example("k", [], suffix="cat"), [])
+    assert row.decoder == [words.end, words.start, *cat]
+    assert row.decoder_labels == [words.start, *cat, words.end]
+
+
+def test_cut_texts_keep_their_end_and_fill_no_more_places(words):
+    for opening in ((words.start,), (words.end, words.start)):
+        row = composer(words, opening=opening).row(Example("k", [], prefix="a cat " * 9, suffix="red dog " * 9), [])
+        assert len(row.ids) == 8 and row.ids[-1] == words.end
+        assert len(row.decoder) == len(row.decoder_labels) == 6
+        assert row.decoder_labels[-1] == words.end and row.decoder[1:] == row.decoder_labels[:-1]
+
+
+def test_tokens_without_loss(words):
+    whole = composer(words, written=16).row(Example("k", [], suffix="a cat"), [])
+    row = composer(words, written=16).row(Example("k", [], suffix="a cat", unlearned=2), [])
+    assert row.decoder == whole.decoder
+    assert row.decoder_labels == [IGNORE, IGNORE, *whole.decoder_labels[2:]]
+    short = composer(words).row(Example("k", [], suffix="", unlearned=2), [])
+    assert short.decoder_labels == [IGNORE]
+
+
+def test_codes_fit_or_are_refused(words):
+    text = " ".join(symbol(name) for name in NAMES)
+    row = composer(words, written=9).row(Example("k", [], suffix=text, codes=True), [])
+    assert row.decoder_labels == [*(words.symbol(name) for name in NAMES), words.end] and row.codes
+    with pytest.raises(BadSample, match="8 image codes are more than the 7"):
+        composer(words, written=8).row(Example("k", [], suffix=text, codes=True), [])
+
+
+def test_batch(words):
+    make = composer(words)
+    image = np.zeros((4, 4, 3), dtype=np.uint8)
+    rows = [
+        make.row(Example("a", [], prefix="what is it", suffix="cat", weight=0.5), []),
+        make.row(Example("b", [], prefix="it", suffix=symbol("<code_3>"), codes=True, hole=True), [image]),
+        make.row(Example("c", [], prefix="it", suffix="a red cat"), [image, image]),
+    ]
+    batch = make.collate(rows)
+    assert batch.weight_B.tolist() == [0.5, 1, 1] and batch.codes_B.tolist() == [False, True, False]
+    assert batch.owner_N.tolist() == [1, 2, 2] and batch.hole_N.tolist() == [True, False, False]
+    places = max(len(row.decoder) for row in rows)
+    assert batch.decoder_tokens_BU.shape == batch.decoder_labels_BU.shape == (3, places)
+    assert batch.decoder_tokens_BU[0].tolist() == [*rows[0].decoder, *[words.pad] * (places - len(rows[0].decoder))]
+    assert batch.decoder_labels_BU[0, len(rows[0].decoder) :].eq(IGNORE).all()
+    first, second = batch.split(2)
+    assert first.hole_N.tolist() == [True] and second.hole_N.tolist() == [False, False]
+    assert torch.equal(second.decoder_labels_BU, batch.decoder_labels_BU[2:])
+    assert make.collate(rows[:1]).hole_N is None and make.collate(rows[:1]).image_NCHW is None
+
+
+def test_a_decoder_without_room_is_refused(words):
+    with pytest.raises(ConfigError, match="2 places has no room"):
+        composer(words, opening=(words.end, words.start), written=2)
+
+
+class Reading(base.Config):
+    """A model section with a decoder."""
+
+    written: int | None = 6
+
+    @property
+    def lengths(self):
+        return 8, self.written
+
+    @property
+    def symbols(self):
+        return NAMES
+
+
+def test_the_recipe_builds_what_the_model_asks_for(tmp_path):
+    folder = tiny.corpus(tmp_path)
+    section = Reading(name="reading", tokenizer=f"{folder}/tokenizer")
+    words = recipe.build_tokenizer(section)
+    assert words.symbol("<code_7>") == words.vocab_size - 1
+    made = recipe.build_composer(section, words)
+    assert isinstance(made, Seq2SeqComposer) and made.opening == (words.start,) and made.written == 6
+    assert type(recipe.build_composer(Reading(name="reading", written=None), words)) is Composer
