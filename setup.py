@@ -61,6 +61,7 @@ setup(
     package_data={
         "pretrain.configs": ["*.yaml"],
         "finetune.configs": ["*.yaml"],
+        "finetune.configs.sweeps": ["*.yaml"],
         "slurm": ["*.sbatch", "*.sh", "*.md"],
     },
     install_requires=INSTALL,

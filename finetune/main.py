@@ -205,7 +205,9 @@ def run(section: Recipe, device: torch.device, load: Load = pretrained.load) -> 
         seed=section.run.seed,
         identity=job.identity(batches),
     )
-    return trainer.run() or finish(job, before, steps=steps, trainer=trainer)
+    code = trainer.run() or finish(job, before, steps=steps, trainer=trainer)
+    trainer.close()
+    return code
 
 
 def finish(job: Job, before: dict[str, Score], *, steps: int, trainer: Trainer | None = None) -> int:

@@ -25,6 +25,7 @@ from pretrain.engine.stragglers import Config as Stragglers
 from pretrain.engine.trainer import Config as Train
 from pretrain.engine.watchdog import Config as Watchdog
 from pretrain.engine.zero import Config as Zero
+from pretrain.evals import base as eval_base
 from pretrain.evals.base import Config as EvalConfig
 from pretrain.models import base as models
 from pretrain.models import vlm
@@ -157,6 +158,7 @@ def vocabulary(words: Tokenizer) -> models.Vocabulary:
 def build_mixture(recipe: Recipe, words: Tokenizer) -> Mixture:
     """Return model and objectives as one module; what the model cannot serve is refused before weights are built."""
     objective_base.refuse_unserved(recipe.objectives, model_class(recipe.model).provides)
+    eval_base.refuse_unserved(recipe.evals, model_class(recipe.model).provides)
     dist.seed_step(recipe.run.seed, "weights")  # the same first weights on every rank
     return objective_base.build(recipe.objectives, build_model(recipe.model, words))
 

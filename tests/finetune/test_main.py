@@ -85,11 +85,11 @@ def test_every_stage_on_two_ranks_trains_what_one_rank_does(stage, tmp_path, ran
 @pytest.mark.parametrize("stage", [1, 3])
 def test_a_resumed_run_ends_as_an_uninterrupted_one(stage, tmp_path, ranks):
     file = str(recipe_file(tmp_path))
-    assert ranks.run(2, fine_tune, file, f"zero.stage={stage}") == [(0, True)] * 2
+    assert ranks.run(2, fine_tune, file, f"zero.stage={stage}", "data.augment={flip: 0.5}") == [(0, True)] * 2
     want, checkpoints = delta(tmp_path)["context.words"], tmp_path / "runs" / "run" / "checkpoints"
     shutil.rmtree(checkpoints / "step-00000006")
     (tmp_path / "runs" / "run" / "delta.safetensors").unlink()
-    assert ranks.run(2, fine_tune, file, f"zero.stage={stage}") == [(0, True)] * 2
+    assert ranks.run(2, fine_tune, file, f"zero.stage={stage}", "data.augment={flip: 0.5}") == [(0, True)] * 2
     assert torch.equal(delta(tmp_path)["context.words"], want)  # momentum and schedule went on where they were
     size = sum(part.stat().st_size for part in (checkpoints / "step-00000006").glob("part-*"))
     assert size < 10_000, "a checkpoint of 4 x 32 words has nothing of the frozen base"

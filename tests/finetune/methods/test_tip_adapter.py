@@ -164,3 +164,13 @@ def test_alpha_and_beta_are_chosen_on_validation_and_kept(loaded):
 def test_the_released_grid():
     grid = tip_adapter.grid(7.0, 200)
     assert grid[0] == pytest.approx(0.1) and grid[1] - grid[0] == pytest.approx(6.9 / 200) and grid[-1] < 7
+
+
+def test_a_table_has_one_view_of_each_picture(loaded):
+    batch = labelled()
+    batch.image_NE = loaded.model(batch).image.detach()
+    batch.image_NCHW = None
+    made = tip_adapter.Method(tip_adapter.Config(name="tip_adapter"), loaded, NAMES)
+    made.prepare(lambda split, *, views=0: iter([batch]))
+    order = sorted(range(len(batch)), key=lambda n: batch.keys[n])
+    torch.testing.assert_close(made.cache.keys.detach(), batch.image_NE[order])

@@ -69,6 +69,7 @@ def test_published_sizes(size: str, count: int) -> None:
     assert sum(p.numel() for p in made.parameters()) == count
 
 
+@pytest.mark.check("ofa", 4)
 def test_symbols_are_codes_then_bins() -> None:
     symbols = ofa.Config().symbols
     first = 59_457 - len(symbols)

@@ -218,6 +218,33 @@ def test_depths(backbone: str) -> None:
     assert {where.last for where in found.values() if where.tower == "text"} == {4}
 
 
+@BACKBONES
+def test_it_learns_what_only_the_regions_tell(backbone: str) -> None:
+    """Equal sources, different regions: what each row says, a sentinel among it, is written exactly."""
+    made = tiny_vlt5.model(tiny_vlt5.section(backbone), shaken=False).train()
+    batch = tiny_vlt5.batch(8, regions=(3, 2, 3, 1))
+    said_BU = torch.cat([batch.decoder_tokens_BU[:, 1:4], torch.ones(8, 1, dtype=torch.long)], 1)
+    said_BU[:, 1] = made.last - torch.arange(8) % 3
+    first_BU = torch.tensor([made.first] * 8)
+    labels_BU = torch.cat([first_BU[:, 1:], said_BU], 1)
+    batch = dataclasses.replace(
+        batch,
+        tokens_BT=batch.tokens_BT[:1].expand(8, 7),
+        valid_BT=batch.valid_BT[:1].expand(8, 7),
+        decoder_tokens_BU=torch.cat([first_BU, said_BU[:, :-1]], 1),
+        decoder_labels_BU=labels_BU,
+    )
+    mixture = tiny_vlt5.mixture(made)
+    optimizer = torch.optim.AdamW(made.parameters(), lr=0.01, weight_decay=0.0)
+    for _ in range(150):
+        loss, _ = mixture([batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.05
+    assert torch.equal(greedy(made.eval(), batch)[:, :4], said_BU)
+
+
 # --- under DeepSpeed -------------------------------------------------------------------------------------------------
 
 
