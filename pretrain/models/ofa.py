@@ -79,8 +79,8 @@ class OFA(base.Writer):
         """
         if config.vocab_size is not None and config.vocab_size < words.size:
             raise ConfigError(
-                f"model.vocab_size: {config.vocab_size} is too small, the tokenizer with codes and bins has {words.size} "
-                "ids; leave it out to take the tokenizer's"
+                f"model.vocab_size: {config.vocab_size} is too small, the tokenizer with codes and bins has "
+                f"{words.size} ids; leave it out to take the tokenizer's"
             )
         if words.size <= config.codes + config.bins:
             raise ConfigError(
