@@ -6,7 +6,7 @@ import pytest
 
 from finetune.recipe import Recipe as FinetuneRecipe
 from pretrain import config
-from pretrain.models import vlm
+from pretrain.models import ofa, vlm
 from pretrain.recipe import Recipe
 from tests import tiny
 from tests.end_to_end.jobs import losses, pretrain
@@ -46,6 +46,8 @@ def test_two_steps(ranks, path: Path, tmp_path: Path, request: pytest.FixtureReq
     section = loaded.model
     if loaded.data.regions:  # no detector has looked at the made-up pictures
         words += ["data.regions=null"]
+    if isinstance(section, ofa.Config):  # the largest would take minutes to build
+        words += ["model.size=tiny", "model.image_size=64", "model.sample_patches=9", "model.codes=16"]
     if (
         isinstance(section, vlm.Config) and section.vision.weights
     ):  # towers that were trained elsewhere, with the tokenizer that belongs to them
