@@ -41,7 +41,10 @@ def test_two_steps(ranks, path: Path, tmp_path: Path, request: pytest.FixtureReq
         f"run.dir={tmp_path}", "train.epochs=null", "train.steps=2", "train.batch_size=4", "optim.warmup=1",
         "evals={}", "monitor.tensorboard=false",
     ]  # fmt: skip
-    section = config.load(Recipe, path).model
+    loaded = config.load(Recipe, path)
+    section = loaded.model
+    if "matching" in loaded.objectives:
+        words += ["objectives.matching.among=2"]
     if section.vision.weights:  # towers that were trained elsewhere, with the tokenizer that belongs to them
         towers = request.getfixturevalue("real_towers")
         words += [f"model.vision.weights={towers / Path(section.vision.weights).name}"]
