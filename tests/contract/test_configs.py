@@ -52,4 +52,5 @@ def test_two_steps(ranks, path: Path, tmp_path: Path, request: pytest.FixtureReq
     else:
         words += [f"model.tokenizer={folder}/tokenizer"]
     ranks.run(1, pretrain, path, *words, timeout=300)
+    ranks.close()  # a process keeps the memory that a large model took, and there are many configs
     assert set(losses(tmp_path / path.stem)) >= {1, 2}
