@@ -122,6 +122,7 @@ def test_a_row_without_picture_does_not_depend_on_pixels() -> None:
     alone = replace(given, image_NCHW=None, owner_N=None)
     torch.testing.assert_close(made(alone).logits_BUV[3], whole.logits_BUV[3], rtol=0, atol=1e-12)
     assert whole.encoded.valid_BS[:, :16].any(1).tolist() == [True, True, True, False]
+    assert made(alone).encoded.valid_BS[:, 0].tolist() == [False] * 4
     other = replace(given, image_NCHW=given.image_NCHW + 1)
     torch.testing.assert_close(made(other).logits_BUV[3], whole.logits_BUV[3], rtol=0, atol=1e-12)
     assert (made(other).logits_BUV[:3] - whole.logits_BUV[:3]).abs().amax((1, 2)).min() > 1e-6
@@ -144,6 +145,18 @@ def test_sampling_all_patches_is_sampling_none() -> None:
     torch.testing.assert_close(alone[0], few.logits_BUV[2], rtol=0, atol=1e-12)
     made.eval()
     torch.testing.assert_close(made(given).logits_BUV, plain, rtol=0, atol=1e-12)
+
+
+def test_missing_pictures_leave_no_trace_in_the_statistics() -> None:
+    made, given = model().train(), batch()
+    made(replace(given, image_NCHW=None, owner_N=None)).logits_BUV.sum().backward()
+    norm = made.encoder.embed_images.bn1
+    assert not norm.running_mean.any() and norm.weight.grad is not None and not norm.weight.grad.any()
+    made(given).logits_BUV.sum().backward()
+    kept = norm.running_mean.clone()
+    again = model().train()
+    again(given.split(3)[0]).logits_BUV.sum().backward()
+    torch.testing.assert_close(again.encoder.embed_images.bn1.running_mean, kept, rtol=0, atol=1e-12)
 
 
 def test_positions_travel_with_patches() -> None:
@@ -200,7 +213,7 @@ def test_the_middle_of_a_picture_is_hidden_where_asked() -> None:
     other[:, :, 16:48, 16:48] += 1
     change = (made(replace(given, image_NCHW=other)).logits_BUV - made(given).logits_BUV).abs().amax((1, 2))
     assert change[1] == 0 and change[[0, 2]].min() > 1e-6
-    picture, _ = made._pictures(given)
+    picture = made._pictures(given).image_NCHW
     assert not picture[1, :, 16:48, 16:48].any() and picture[1].any() and picture[0, :, 16:48, 16:48].all()
 
 
