@@ -11,13 +11,13 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pretrain.batch import Batch
 from pretrain.config import ConfigError
 from pretrain.models import base, blocks, convert_ofa
 from pretrain.models.cache import Cache
 from pretrain.models.depth import Depth
+from pretrain.models.encoder_decoder import WordTable
 from pretrain.models.ofa_config import CODE_PIXELS, Config
 from pretrain.models.ofa_decoder import Decoder
 from pretrain.models.ofa_encoder import Encoded, Encoder, Pictures
@@ -27,14 +27,6 @@ from pretrain.models.resnet_stem import BLOCKS, STRIDE, ResNetStem
 from pretrain.models.vision import Normalise
 
 __all__ = ["OFA", "Config", "Encodings", "Model"]
-
-
-class Words(nn.Embedding):
-    """The one matrix of encoder input, decoder input and output; one module, so that ZeRO-3 gathers it by hooks."""
-
-    def forward(self, x: Tensor, *, score: bool = False) -> Tensor:
-        """Return embeddings [.., C] of ids, or with `score` logits [.., V] of states."""
-        return F.linear(x, self.weight) if score else super().forward(x)
 
 
 class OFA(base.Writer):
@@ -50,7 +42,7 @@ class OFA(base.Writer):
             size.width, size.hidden, size.heads, config.attention_scale, config.dropout, config.attention_dropout
         )
         self.normalise = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-        self.embed_tokens = Words(words.size, size.width, padding_idx=words.pad)
+        self.embed_tokens = WordTable(words.size, size.width, padding_idx=words.pad)
         stem = ResNetStem(
             BLOCKS[size.stem] if isinstance(size.stem, str) else size.stem,
             norm=config.batch_norm,
@@ -198,7 +190,7 @@ class OFA(base.Writer):
         """Return logits [B, U, V]."""
         words_BUC = self.embed_tokens(tokens_BU)
         states_BUC = self.decoder(words_BUC, read, codes_B, cache, entangled=self.config.entangled_decoder)
-        return self.embed_tokens(states_BUC, score=True)
+        return self.embed_tokens(states_BUC)
 
 
 Model = OFA

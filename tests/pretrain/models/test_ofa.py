@@ -11,8 +11,11 @@ from pretrain.batch import Batch
 from pretrain.config import ConfigError
 from pretrain.models import base, ofa
 from pretrain.models.cache import Cache
+from pretrain.models.constraints import Exactly
+from pretrain.models.generate import generate
 from pretrain.models.ofa_layers import DropPath
 from pretrain.models.patch_dropout import scores
+from pretrain.models.writing import Options
 
 ROOT = Path(__file__).resolve().parents[3]
 TEXT, CODES, BINS = 40, 16, 10
@@ -194,6 +197,18 @@ def test_a_beam_may_reorder_rows_that_write_different_things() -> None:
     cache.select(index_B)
     found = made.write(given.decoder_tokens_BU[index_B, 4:], memory.rows(index_B), cache)
     torch.testing.assert_close(found, made(given).logits_BUV[index_B, 4:], rtol=0, atol=1e-12)
+
+
+@pytest.mark.check("ofa", 7)
+@pytest.mark.parametrize("options", [Options(), Options(beams=3), Options(sample=True, keep=2, top_k=4)])
+def test_pictures_are_written_in_codes(options: Options) -> None:
+    made, given = model(), batch()
+    given.codes_B = torch.ones(4, dtype=torch.bool)
+    only = Exactly(TEXT, CODES, tokens=16, end=WORDS.end)
+    cached, fresh = (generate(made, given, options, constraint=only, cached=cached) for cached in (True, False))
+    for ours, theirs in zip(cached, fresh):
+        assert [one.tokens for one in ours] == [one.tokens for one in theirs]
+        assert all(TEXT <= token < TEXT + CODES for one in ours for token in one.tokens[:16]) and ours[0].tokens
 
 
 def test_codes_have_positions_of_their_own() -> None:
