@@ -29,8 +29,10 @@ EXTRAS = {
         "resvg_py>=0.2.3",  # renders SVG without system libraries (older: not all at the size asked for)
         "pyarrow>=15",  # parquet: what build, encode and filter read and write (below 14.0.1 it could run code)
         "scikit-learn>=1.4",  # L-BFGS logistic regression of the linear probe
+        "sacrebleu>=2.3",  # BLEU of translations, the number that papers report
         "open_clip_torch>=3.1",  # CLIP's own BPE table; verifies the open_clip export (3.0: local-dir:, 3.1: eos_id)
     ],
+    "caption": ["pycocoevalcap>=1.2"],  # PTB's words and METEOR as papers have them; 104 MB, and a Java on PATH
     "s3": ["s3fs>=2025.5"],  # shards by s3://
     "gs": ["gcsfs>=2024.5"],  # shards by gs://
     "ray": ["ray>=2.9"],  # data_tools --engine ray: the same work on a cluster
@@ -59,6 +61,7 @@ setup(
     package_data={
         "pretrain.configs": ["*.yaml"],
         "finetune.configs": ["*.yaml"],
+        "finetune.configs.sweeps": ["*.yaml"],
         "slurm": ["*.sbatch", "*.sh", "*.md"],
     },
     install_requires=INSTALL,

@@ -66,8 +66,8 @@ def write(
         for names in [_rows.renamed(rows, source)]
         for number, start in enumerate(range(0, len(rows), shard_size))
     ]
-    _plan(out, state, {task.argument.out.name for task in tasks})
-    results = _engine.run(copied, tasks, state=state, engine=engine, doing="write", fits=_whole)
+    plan(out, state, {task.argument.out.name for task in tasks})
+    results = _engine.run(copied, tasks, state=state, engine=engine, doing="write", fits=whole)
     notes = map(json.loads, results)
     counts = {note["name"]: (note["samples"], note["bytes"], note.get("sha256", "")) for note in notes}
     shards.write_manifest(out, counts, meta)
@@ -139,7 +139,7 @@ def _task(
     return _engine.Task(f"{COPY}{out.name}", piece, digest, size // max(1, len(used)))
 
 
-def _whole(task: _engine.Task, result: bytes) -> bool:
+def whole(task: _engine.Task, result: bytes) -> bool:
     """Return whether the shard that a note speaks of is still there, with its index."""
     path = task.argument.out
     try:
@@ -157,7 +157,7 @@ def _planned(state: Path) -> set[str]:
         return set()
 
 
-def _plan(out: Path, state: Path, names: set[str]) -> None:
+def plan(out: Path, state: Path, names: set[str]) -> None:
     """Note what is going to be written; remove the shards that an earlier plan wrote and this one does not."""
     others = sorted(_planned(state) - names)
     shards.write_atomic(state / PLAN, json.dumps(sorted(names.union(others))).encode())

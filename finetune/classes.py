@@ -70,16 +70,10 @@ def _make(folder: Path, data: Data, shots: int | None, few: int | None, seed: in
     own = [names[c] for c in classes]
     if data.shift:
         more[SHIFT] = Part(_whole(_shifted(data.shift, own), folder, SHIFT), own)
-    ready = data.classes == "all" and _are_shards(data.data)
+    ready = data.classes == "all" and sources.are_shards(data.data)
     paths["test"] = sources.shards(data.data, "test") if ready else _whole(test, folder, "test")
     counts = {split: len(samples) for split, samples in chosen.items()} | {"test": len(test)}
     return Splits(**paths, names=own, samples=counts, more=more)
-
-
-def _are_shards(data: str) -> bool:
-    """Return whether the data are shards already, so that a whole split need not be written again."""
-    path = Path(data)
-    return "{split}" in data or (path.is_dir() and any(path.glob("test-*.tar")) and not (path / "train").is_dir())
 
 
 def _whole(samples: list[Sample], folder: Path, split: str) -> list[str]:

@@ -77,7 +77,7 @@ def evaluate(run: Path, section: Recipe, changes: list[str], *, device: torch.de
     """Return the score of a run, by task and name. All ranks call it."""
     with beside(run, section) as own, torch.no_grad():
         job = Job(run, own, device, changes)
-        return {f"{section.task.name}/{job.task.metric}": job.score(job.module.eval())}
+        return {**job.scores(job.module.eval()), **job.open_scores(job.file, changes)}
 
 
 def main(words: list[str] | None = None) -> int:

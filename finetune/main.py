@@ -6,7 +6,7 @@ Interrupted, the same command goes on where it stopped. RUN/delta.safetensors ho
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,16 +120,27 @@ class Job:
         """Return what is scored, test first, and the class names of each."""
         return {"test": self.splits.names, **{name: part.names for name, part in self.splits.more.items()}}
 
+    def scores(self, module: torch.nn.Module) -> dict[str, Score]:
+        """Return the scores of a fine-tuned model on every split that has the classes of its training."""
+        own = [part for part, names in self.parts().items() if names == self.splits.names]
+        return {name: score for part in own for name, score in self.score(module, part).items()}
+
+    def open_scores(self, file: Path, changes: Iterable[str] = ()) -> dict[str, Score]:
+        """Return the scores of a saved delta on splits of classes that it was not trained on, where it names any."""
+        found: dict[str, Score] = {}
+        others = {part: names for part, names in self.parts().items() if names != self.splits.names}
+        for part, names in others.items() if self.method.open_classes else ():
+            method = delta.read(file, self._load(self.recipe.base), changes=changes, names=names)
+            with torch.no_grad():
+                found |= self.score(Finetune(method).to(self.device).eval(), part)
+        return found
+
     def score(self, module: torch.nn.Module, part: str = "test") -> dict[str, Score]:
         """Return the scores of a fine-tuned model on the whole of a split."""
         answer: Any = lambda b: module([b], want="logits")  # noqa: E731
         if self.task.kind == "retrieve":
             answer = self._features(lambda batch, want: module([batch], want=want))
         return self._named(part, scores=self.task.scores(answer, self.read(part), self.parts()[part]))
-
-    def renamed(self, path: Path, names: list[str]) -> torch.nn.Module:
-        """Return the model of a saved delta, on a base of its own, as it names classes that it was not trained on."""
-        return Finetune(delta.read(path, self._load(self.recipe.base), names=names)).to(self.device).eval()
 
     def _features(self, run: Callable[[Batch, str], Tensor]) -> Features:
         return Features(run=run, transform=self.base.transform, composer=self.base.composer, device=self.device)
@@ -194,32 +205,38 @@ def run(section: Recipe, device: torch.device, load: Load = pretrained.load) -> 
         seed=section.run.seed,
         identity=job.identity(batches),
     )
-    return trainer.run() or finish(job, before, steps=steps, trainer=trainer)
+    code = trainer.run() or finish(job, before, steps=steps, trainer=trainer)
+    trainer.close()
+    return code
 
 
 def finish(job: Job, before: dict[str, Score], *, steps: int, trainer: Trainer | None = None) -> int:
     """Score, save the delta and say the result; return the exit code."""
-    parts = [part for part, names in job.parts().items() if names == job.splits.names]
+    import deepspeed
+
     if trainer is None:
         with torch.no_grad():
-            after = score_parts(job, job.module.eval(), parts)
+            after = job.scores(job.module.eval())
         state = job.method.state()
     else:
+        same_buffers(job.method)
+        trained = list(job.method.trained().values())
+        with trainer.engine.gathered(trained):
+            state = {name: x.detach().cpu().clone() for name, x in job.method.state().items()}
+        with (
+            torch.no_grad(),
+            deepspeed.zero.GatheredParameters(trained, modifier_rank=0, enabled=trainer.engine.stage == 3),
+        ):
+            job.method.settle()
         with trainer.engine.evaluating() as module:
-            with trainer.engine.gathered(list(job.method.trained().values())):
-                state = {name: x.detach().cpu().clone() for name, x in job.method.state().items()}
-            settle(job.method, stage=job.recipe.zero.stage)
             if chosen := job.method.choose(job.read):
                 print_once(json.dumps(chosen))
-            after = score_parts(job, module, parts)
+            after = job.scores(module)
     path = job.folder.path / delta.FILE
     if dist.is_main():
         delta.write(path, state, pretrained=job.base, method=job.method.config, names=job.splits.names)
     dist.barrier()
-    if job.method.open_classes:
-        for part in job.parts().keys() - set(parts):
-            with torch.no_grad():
-                after |= job.score(job.renamed(path, job.parts()[part]), part)
+    after |= job.open_scores(path)
     if dist.is_main():
         scores.append(job.folder.path, steps, {**before, **after})
     numbers = sum(state[name].numel() for name in job.method.trained())
@@ -232,18 +249,12 @@ def finish(job: Job, before: dict[str, Score], *, steps: int, trainer: Trainer |
     return 0
 
 
-def score_parts(job: Job, module: torch.nn.Module, parts: list[str]) -> dict[str, Score]:
-    """Return the scores of several splits."""
-    return {name: score for part in parts for name, score in job.score(module, part).items()}
-
-
-def settle(method: methods.Method, *, stage: int) -> None:
-    """Let a method make what answers of what was trained, on whole parameters. All ranks call it."""
-    import deepspeed
-
-    trained = list(method.trained().values())
-    with deepspeed.zero.GatheredParameters(trained, modifier_rank=0, enabled=stage == 3):
-        method.settle()
+def same_buffers(method: methods.Method) -> None:
+    """Give all ranks the first one's running statistics, which a delta holds: they then answer alike."""
+    parameters = method.trained()
+    own = {name: x for name, x in method.state().items() if name not in parameters}
+    for name, x in dist.broadcast_object({name: x.cpu() for name, x in own.items()}).items():
+        own[name].copy_(x)
 
 
 def warn(section: Recipe, steps: int) -> None:

@@ -18,6 +18,7 @@ from pretrain import dist
 from pretrain.batch import Batch
 from pretrain.config import ConfigError
 from pretrain.data import loader
+from pretrain.data.transforms import Augment
 from pretrain.pretrained import Pretrained
 
 KINDS = {"features": ("image",), "pooled": ("image", "pooled"), "pixels": ()}  #: what is kept, by Method.pictures_by
@@ -121,4 +122,4 @@ class Reading:
 class Shards(loader.Config):
     """A loader's section, in which no augmentation is the plain picture."""
 
-    augment: Any = None
+    augment: Augment | None = None  # type: ignore[assignment]

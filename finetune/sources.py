@@ -91,6 +91,12 @@ def shards(data: str, split: str) -> list[str]:
     return sorted(path for word in words for path in glob.glob(word))
 
 
+def are_shards(data: str) -> bool:
+    """Return whether the data are shards already, so that a whole split need not be written again."""
+    path = Path(data)
+    return "{split}" in data or (path.is_dir() and any(path.glob("test-*.tar")) and not (path / "train").is_dir())
+
+
 def cut(samples: Iterable[Sample]) -> Found:
     """Return samples that nobody has split as train, validation and test: each class in fixed shares, by hash.
 

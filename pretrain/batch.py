@@ -81,6 +81,8 @@ class Batch:
     meta: list[dict[str, Any]] = field(default_factory=list)  #: each row's json member, for evals
     shards: list[str] = field(default_factory=list)  #: each row's shard: (shard, key) names a sample
     bad: list[dict[str, str]] = field(default_factory=list)  #: samples replaced here: epoch, shard, key, reason
+    part: int = 0  #: which mini-batch of the step this is: each has counts of its own, and their losses are added
+    beside: "Batch | None" = None  #: the step's second mini-batch
     filler: int = 0  #: trailing rows that only make the ranks' batch counts equal; evals drop them
 
     def __len__(self) -> int:
@@ -94,15 +96,25 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch with all tensors on `device`."""
         moved: dict[str, Any] = {n: v.to(device, non_blocking=True) for n, v in self.tensors().items()}
-        return replace(self, **moved)
+        return replace(self, **moved, beside=self.beside and self.beside.to(device))
 
     def pin_memory(self) -> "Batch":
         """Return the batch in page-locked memory (DataLoader calls this by name)."""
         pinned: dict[str, Any] = {n: v.pin_memory() for n, v in self.tensors().items()}
-        return replace(self, **pinned)
+        return replace(self, **pinned, beside=self.beside and self.beside.pin_memory())
 
-    def split(self, rows: int) -> list["Batch"]:
-        """Return the batch in parts of `rows` rows (the last may be shorter); replaced samples go with the first."""
+    def minis(self) -> list["Batch"]:
+        """Return the step's mini-batches: this one, and the one beside it."""
+        return [self] if self.beside is None else [replace(self, beside=None), self.beside]
+
+    def split(self, rows: int | None) -> list["Batch"]:
+        """Return the mini-batches in parts of `rows` rows (the last may be shorter); None: as they are.
+
+        Replaced samples go with the first part.
+        """
+        return [part for mini in self.minis() for part in mini._parts(rows or max(1, len(mini)))]
+
+    def _parts(self, rows: int) -> list["Batch"]:
         starts = range(0, len(self), rows)
         return [self._rows(start, start + rows) for start in starts] if len(starts) > 1 else [self]
 

@@ -1,10 +1,12 @@
-"""Write what a model says about each sample of shards as a parquet: features of picture and text, or CLIP scores.
+"""Write what a model says about each sample of shards as a parquet: features of picture and text, scores, or codes.
 
     python pretrain/encode.py MODEL SHARDS --features OUT.parquet
     python pretrain/encode.py MODEL SHARDS --scores OUT.parquet
+    python pretrain/encode.py CODEBOOK SHARDS --codes OUT.parquet [--size 256] [--middle]
 
 One row a sample, named by `shard` (base name) and `key`; pretrain/data/feature_table.py says which columns. Of several
 captions a sample's text feature is the normalised mean, its score the mean of their cosines (`score_max`: the best).
+Codes are those of an image tokenizer (pretrain/codebook.py) for the picture, squashed to a square, or for its middle.
 Under deepspeed or torchrun the ranks share the shards, and the file is the same for any number of them (of equally many
 threads, OMP_NUM_THREADS). Interrupted, the same command goes on after the shards that are done. How shards are read,
 data.KEY=VALUE says as for training: cache_dir, cache_gb, range_reads, retry_seconds, max_pixels, allow_pipe.
@@ -31,6 +33,7 @@ from tqdm import tqdm
 
 from pretrain import command, dist, pretrained
 from pretrain.batch import Batch, Example
+from pretrain.codebook import Coder
 from pretrain.config import ConfigError, build, override
 from pretrain.data import index, loader
 from pretrain.data.format import ShardError
@@ -43,6 +46,7 @@ from pretrain.pretrained import Pretrained
 EXAMPLE = """examples:
   python pretrain/encode.py runs/clip_iconcaps 'data/iconcaps/train-{00000..00011}.tar' --features features.parquet
   torchrun --nproc_per_node 2 pretrain/encode.py exports/hf data/mine/train-*.tar --scores scores.parquet
+  python pretrain/encode.py codebooks/photos 'data/photos/train-{00000..00011}.tar' --middle --codes codes.parquet
   python pretrain/encode.py exports/hf 's3://bucket/{00..99}.tar' data.cache_gb=20 --features features.parquet
   python pretrain/encode.py exports/hf coco.tar --reader '{caption: {text: ["json:captions"]}}' --scores coco.parquet"""
 KEY = re.compile(r"data\.\w+=")
@@ -55,12 +59,14 @@ class Job(NamedTuple):
     model: str
     shards: list[str]
     out: Path
-    what: Literal["features", "scores"]
+    what: Literal["features", "scores", "codes"]
     reader: dict[str, dict[str, Any]]
     sides: tuple[str, ...] = ("image", "text")  #: which features
     batch_size: int = 64
     workers: int = 2
     access: Access = Access()
+    size: int = 256  #: pixels a side of the pictures that codes are of
+    middle: bool = False  #: codes of the middle half of each side only
 
 
 def encode(job: Job) -> str:
@@ -74,7 +80,11 @@ def encode(job: Job) -> str:
     if not job.out.resolve().parent.is_dir():
         raise ConfigError(f"{job.out}: there is no folder {job.out.resolve().parent}; make it first")
     device = process.setup_process_group(timeout=PATIENCE)
-    model = pretrained.load(job.model, device=device)
+    model: Pretrained | Coder = (
+        Coder(job.model, size=job.size, middle=job.middle, device=device)
+        if job.what == "codes"
+        else pretrained.load(job.model, device=device)
+    )
     catalog = index.resolve(job.shards, job.access)
     names = base_names(catalog)
     words = dist.broadcast_object(identities(catalog) if dist.is_main() else None)
@@ -108,8 +118,11 @@ def _table_file() -> Any:
     return feature_table
 
 
-def about(job: Job, model: Pretrained) -> dict[str, Any]:
+def about(job: Job, model: Pretrained | Coder) -> dict[str, Any]:
     """Return what the file says of where its rows come from: all that changes them."""
+    pixels = {"max_pixels": job.access.max_pixels} if job.access.max_pixels != Access().max_pixels else {}
+    if isinstance(model, Coder):
+        return {"version": 1, "what": job.what, **model.about(), "reader": job.reader, **pixels}
     v = model.config.vision
     return {
         "version": 1,
@@ -121,7 +134,7 @@ def about(job: Job, model: Pretrained) -> dict[str, Any]:
         "reader": job.reader,
         "columns": list(_no_rows(job, 1)),
         "batch_size": job.batch_size,  # sums in another order differ in the last bit
-        **({"max_pixels": job.access.max_pixels} if job.access.max_pixels != Access().max_pixels else {}),
+        **pixels,
     }
 
 
@@ -147,11 +160,11 @@ def identities(catalog: index.Catalog) -> list[str]:
 
 
 def _shard(
-    job: Job, model: Pretrained, shard: index.Catalog, device: torch.device, bar: Any
+    job: Job, model: Pretrained | Coder, shard: index.Catalog, device: torch.device, bar: Any
 ) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """Return the columns of one shard's rows, and the samples that cannot be used."""
     keys: list[str] = []
-    parts = [_no_rows(job, model.config.embed_dim)]
+    parts = [_no_rows(job, model.length if isinstance(model, Coder) else model.config.embed_dim)]
     bad: list[dict[str, str]] = []
     [path] = shard.paths
     batches = loader.scan(
@@ -181,20 +194,26 @@ def _keeping_all(reader: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]
 
 def _no_rows(job: Job, width: int) -> dict[str, Tensor]:
     """Return the table's columns without a row."""
+    if job.what == "codes":
+        return {"codes": torch.empty(0, width, dtype=torch.uint16)}
     if job.what == "features":
         return {side: torch.empty(0, width, dtype=torch.float16) for side in job.sides}
     return {"score": torch.empty(0), "score_max": torch.empty(0), "captions": torch.empty(0, dtype=torch.int32)}
 
 
 @torch.no_grad()
-def _columns(job: Job, model: Pretrained, batch: Batch) -> dict[str, Tensor]:
+def _columns(job: Job, model: Pretrained | Coder, batch: Batch) -> dict[str, Tensor]:
     """Return the table's columns for a batch that is on the model's device."""
+    owner_N = batch.owner_N
+    single = owner_N is not None and owner_N.tolist() == list(range(len(batch)))
+    if not single and (job.what != "features" or "image" in job.sides):
+        raise ConfigError(f"--reader {next(iter(job.reader))}: gives samples without exactly one picture")
+    if isinstance(model, Coder):
+        assert batch.image_NCHW is not None
+        return model.columns(batch.image_NCHW)
     seen = model.model(batch)
     out = {}
     if job.what == "scores" or "image" in job.sides:
-        owner_N = batch.owner_N
-        if owner_N is None or owner_N.tolist() != list(range(len(batch))):
-            raise ConfigError(f"--reader {next(iter(job.reader))}: gives samples without exactly one picture")
         out["image"] = image_NE = seen.image.float().cpu()
     if job.what == "scores" or "text" in job.sides:
         text_TE, counts = _texts(job, model, batch, seen)
@@ -245,27 +264,36 @@ def main(words: list[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else words
     given = [word for word in words if KEY.match(word)]
     parser = command.parser(__doc__, EXAMPLE)
-    parser.add_argument("model", metavar="MODEL", help="run folder, checkpoint, export or transformers CLIP folder")
+    parser.add_argument(
+        "model", metavar="MODEL", help="run folder, checkpoint, export, CLIP folder; codes: a codebook's"
+    )
     parser.add_argument("shards", metavar="SHARDS", nargs="+", help="as data.shards: paths with braces")
     parser.add_argument("out", metavar="OUT.parquet", type=Path, help="one row a sample, by shard and key")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--features", dest="what", action="store_const", const="features", help="float16, unit norm")
     what.add_argument("--scores", dest="what", action="store_const", const="scores", help="cosines of picture and text")
+    what.add_argument("--codes", dest="what", action="store_const", const="codes", help="uint16, in raster order")
+    parser.add_argument("--size", type=int, help="pixels a side of the pictures that codes are of (default: 256)")
+    parser.add_argument("--middle", action="store_true", help="codes of the middle half of each side, for infilling")
     parser.add_argument("--only", choices=("image", "text"), help="features of one side only")
-    parser.add_argument("--reader", default="caption", metavar="YAML", help="as data.reader; default: caption")
+    parser.add_argument("--reader", metavar="YAML", help="as data.reader; default: caption, and picture for codes")
     parser.add_argument("--batch-size", type=int, default=64, help="samples at a time on each rank")
     parser.add_argument("--workers", type=int, default=2, help="processes a rank that decode; 0: none")
     args = parser.parse_intermixed_args([word for word in words if word not in given])
     if args.out.suffix != ".parquet":  # or a forgotten OUT would overwrite the last shard
         parser.error(f"OUT must end in .parquet, got {args.out}")
-    if args.only and args.what == "scores":
-        parser.error("--only is for --features; a score needs both sides")
+    if args.only and args.what != "features":
+        parser.error("--only is for --features; a score needs both sides, and codes are of pictures")
+    if (args.size or args.middle) and args.what != "codes":
+        parser.error("--size and --middle are for --codes; a model says itself how large its pictures are")
+    reader = args.reader or ("picture" if args.what == "codes" else "caption")
     if args.batch_size < 1 or args.workers < 0:
         parser.error("--batch-size must be at least 1 and --workers at least 0")
 
     def run() -> int:
         access = build(Access, override({}, given).get("data", {}), where="data")
-        job = Job(args.model, args.shards, args.out, args.what, read_reader(args.reader), access=access)
+        job = Job(args.model, args.shards, args.out, args.what, read_reader(reader), access=access)
+        job = job._replace(size=args.size or job.size, middle=args.middle)
         sides = (args.only,) if args.only else job.sides
         said = encode(job._replace(sides=sides, batch_size=args.batch_size, workers=args.workers))
         if dist.is_main():

@@ -18,7 +18,7 @@ from pretrain import command, config, dist, pretrained, registry
 from pretrain import recipe as recipes
 from pretrain.config import ConfigError
 from pretrain.engine import process
-from pretrain.evals.base import Features
+from pretrain.evals.base import Features, refuse_unserved
 from pretrain.metrics.interval import Score
 
 EXAMPLE = """examples:
@@ -49,8 +49,9 @@ def evaluate(model: str, sections: dict[str, Any], *, average: bool = True) -> d
     """Return the scores of a model, or of the average that its run kept, by eval and name. All ranks call it."""
     device = process.setup_process_group()
     loaded = pretrained.load(model, device=device, average=average)
+    refuse_unserved(sections, loaded.model.provides)
     features = Features(
-        run=lambda batch, want: getattr(loaded.model(batch), want),
+        run=lambda batch, want: want(loaded.model, batch) if callable(want) else getattr(loaded.model(batch), want),
         transform=loaded.transform,
         composer=loaded.composer,
         device=device,

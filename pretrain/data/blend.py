@@ -15,6 +15,7 @@ Example: weights 2 and 1 in blocks of 6 are 4 and 2. Block 0 may be 0 1 0 0 1 0.
 Letters: B = global batch, K = sources, M = places of a block, R = rows of one source, W = ranks.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -79,7 +80,7 @@ class Blend:
 
     def neighbours(self, place: Place) -> Iterator[Place]:
         """Return who may stand in for a sample, in turn: the samples after it in the same epoch of its source."""
-        return self.orders[place.source].neighbours(place)
+        return next(order for order in self.orders if order.source == place.source).neighbours(place)
 
     def _block(self, block: int) -> Ints:
         """Return the source of each place of a block."""
@@ -89,6 +90,50 @@ class Blend:
             if len(self._blocks) > 2:  # where a batch begins and where it ends
                 self._blocks.popitem(last=False)
         return self._blocks[block]
+
+
+class Parts:
+    """Several blends of which each gives a mini-batch to every step (OFA's two, Wang et al. 2022, arXiv:2202.03052)."""
+
+    def __init__(self, blends: Sequence[Blend]) -> None:
+        self.blends = list(blends)
+        self.batch_size = sum(blend.batch_size for blend in blends)
+        self.samples = sum(blend.samples for blend in blends)
+        self.orders = [order for blend in blends for order in blend.orders]
+
+    def rows(self, batch: int) -> list[Place]:
+        """Return the rows of a global batch, mini-batch by mini-batch."""
+        return [place for blend in self.blends for place in blend.rows(batch)]
+
+    def minis(self, batch: int, rank: int, world: int) -> list[list[Place]]:
+        """Return the rows of each mini-batch of a global batch that one rank owns."""
+        return [blend.local(batch, rank, world) for blend in self.blends]
+
+    def local(self, batch: int, rank: int, world: int) -> list[Place]:
+        """Return the rows of a global batch that one rank owns, mini-batch by mini-batch."""
+        return [place for mini in self.minis(batch, rank, world) for place in mini]
+
+    def neighbours(self, place: Place) -> Iterator[Place]:
+        """Return who may stand in for a sample, in turn: the samples after it in the same epoch of its source."""
+        return next(order for order in self.orders if order.source == place.source).neighbours(place)
+
+
+def sizes_of(weights: Sequence[float], batch_size: int, world: int) -> list[int]:
+    """Return the rows of each mini-batch, in proportion to the weights of its sources.
+
+    Raises:
+        ConfigError: they are no whole numbers, or cannot be shared by the ranks.
+    """
+    exact = [Fraction(weight).limit_denominator(10**6) for weight in weights]
+    share = [weight * batch_size / sum(exact) for weight in exact]
+    if any(rows.denominator > 1 or rows % world or not rows for rows in share):
+        step = math.lcm(*((weight / sum(exact)).denominator for weight in exact)) * world
+        would = " and ".join(f"{float(rows):g}" for rows in share)
+        raise ConfigError(
+            f"train.batch_size: the two parts of data.blend would have {would} of its {batch_size} rows; their weights "
+            f"and {world} ranks want a multiple of {step}"
+        )
+    return [int(rows) for rows in share]
 
 
 def lanes_of(count: int, *, block: int, lanes: int) -> int:

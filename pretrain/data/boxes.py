@@ -69,3 +69,10 @@ def reference(declared: tuple[Any, Any], real: tuple[int, int]) -> tuple[float, 
             f"boxes are for a picture of {width:g} x {height:g}, this one is {real[0]} x {real[1]} when upright"
         )
     return width, height
+
+
+def cells(grid: tuple[int, int]) -> NDArray[np.float32]:
+    """Return the cells of a grid of (rows, columns) as boxes [K, 4], row by row from the top."""
+    rows, columns = grid
+    y_K, x_K = np.divmod(np.arange(rows * columns), columns)
+    return np.stack([x_K / columns, y_K / rows, (x_K + 1) / columns, (y_K + 1) / rows], 1).astype(np.float32)

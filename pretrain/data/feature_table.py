@@ -5,6 +5,7 @@
     score          float32, cosine of picture and caption       (scores; of several captions the mean)
     score_max      float32, the best caption's
     captions       int32, how many there were
+    codes          fixed-size list of uint16, in raster order   (codes)
 
 The file's metadata holds, under `diptych`, a JSON object: which weights, transform, tokenizer and reader it came from.
 Whoever writes it works shard by shard: a part is under its name when it is whole, and the parts are merged in the order

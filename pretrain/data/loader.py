@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pretrain.batch import Batch
 from pretrain.data import index, sources
-from pretrain.data.blend import BLOCK, Blend, Unit, lanes_of, shares
+from pretrain.data.blend import BLOCK, Blend, Parts, Unit, lanes_of, shares, sizes_of
 from pretrain.data.compose import Composer, Row
 from pretrain.data.excluded import Excluded, Sample
 from pretrain.data.format import ShardError
@@ -34,6 +34,7 @@ from pretrain.data.regions import Config as Regions
 from pretrain.data.remote import Access
 from pretrain.data.sources import Source
 from pretrain.data.transforms import Augment, Decode, Transform
+from pretrain.dist import hash64
 
 PREFETCH = 2  # batches in flight per worker
 LOOK_SECONDS = 5  # between looks of a worker at whether its rank still lives
@@ -83,14 +84,21 @@ class _Wanted(NamedTuple):
 class _Batches(Dataset[Batch]):
     """What is wanted -> one rank's rows."""
 
-    def __init__(self, order: Order | Blend, steps: Steps, rank: int, world: int) -> None:
+    def __init__(self, order: Order | Blend | Parts, steps: Steps, rank: int, world: int) -> None:
         self.order, self.steps, self.rank, self.world = order, steps, rank, world
 
     def __getitem__(self, wanted: _Wanted) -> Batch:
         among = sharers(self.steps)
         for number, source in enumerate(self.steps.sources):
             source.store.prefetch(wanted.batch, functools.partial(self.places, source=number), sharers=among)
-        return training_batch(self.places(wanted.batch), self.order, self.steps.without(wanted.excluded))
+        steps = self.steps.without(wanted.excluded)
+        if not isinstance(self.order, Parts):
+            return training_batch(self.places(wanted.batch), self.order, steps)
+        minis = self.order.minis(wanted.batch, self.rank, self.world)
+        first, second = (training_batch(places, self.order, steps) for places in minis)
+        second.part = 1
+        first.bad, second.bad, first.beside = [*first.bad, *second.bad], [], second
+        return first
 
     def places(self, batch: int, *, source: int | None = None) -> list[Place]:
         """Return this rank's rows of a batch, or those of one source."""
@@ -181,7 +189,7 @@ class Loader:
         check_divisible(batch_size, world)
         self.config = config
         self.batch_size = batch_size
-        self.sources, self.order = _open(config, batch_size=batch_size, seed=seed)
+        self.sources, self.order = _open(config, batch_size=batch_size, seed=seed, world=world)
         catalogs = [source.store.catalog for source in self.sources]
         index.warn_if_crowded(catalogs, config, shards=config.lanes * config.window)
         steps = Steps(self.sources, transform, composer, augment=config.augment, decode=config.decode)
@@ -244,7 +252,7 @@ class Loader:
         """Return what defines the order of samples: a resumed run must agree on all of it."""
         catalogs = [source.store.catalog for source in self.sources]
         names = "\n".join(f"{path.name} {size}" for c in catalogs for path, size in zip(c.paths, c.sizes))
-        tree = {
+        tree: dict[str, Any] = {
             "shards": hashlib.blake2b(names.encode(), digest_size=8).hexdigest(),
             "samples": self.order.samples,
             "order": self.config.order,
@@ -253,18 +261,22 @@ class Loader:
             "seed": self._seed,
             "batch_size": self.batch_size,
         }
-        if isinstance(self.order, Blend):
-            blend = {"by": self.order.unit, "counts": self.order.counts_K.tolist()}
-            tree["blend"] = {**blend, "samples": [order.samples for order in self.order.orders]}
+        if not isinstance(self.order, Order):
+            blends = self.order.blends if isinstance(self.order, Parts) else [self.order]
+            counts = [count for blend in blends for count in blend.counts_K.tolist()]
+            samples = [order.samples for order in self.order.orders]
+            tree["blend"] = {"by": blends[0].unit, "counts": counts, "samples": samples}
+            if len(blends) > 1:
+                tree["blend"]["parts"] = [source.part for source in self.config.blend]
         return tree
 
 
-def _open(config: Config, *, batch_size: int, seed: int) -> tuple[list[Source], Order | Blend]:
+def _open(config: Config, *, batch_size: int, seed: int, world: int) -> tuple[list[Source], Order | Blend | Parts]:
     """Return the data sets that a config names and the order in which their samples come."""
 
-    def order(number: int, source: Source, lanes: int) -> Order:
+    def order(number: int, source: Source, lanes: int, rows: int = batch_size) -> Order:
         sizes, own = source.store.catalog.sizes, source.store.seed
-        return Order(sizes, batch_size=batch_size, lanes=lanes, seed=own, window=config.window, source=number)
+        return Order(sizes, batch_size=rows, lanes=lanes, seed=own, window=config.window, source=number)
 
     if not config.blend:
         single = sources.one(config.shards, config.reader, seed=seed, access=config, beside=config.beside)
@@ -272,10 +284,19 @@ def _open(config: Config, *, batch_size: int, seed: int) -> tuple[list[Source], 
     opened = sources.several(config.blend, config.reader, seed=seed, access=config, beside=config.beside)
     block = BLOCK[config.blend_by]
     weights = [given.weight or sum(found.store.catalog.sizes) for given, found in zip(config.blend, opened)]
-    counts = shares(weights, block)
-    lanes = [lanes_of(count, block=block, lanes=config.lanes) for count in counts]
-    orders = [order(number, source, lanes[number]) for number, source in enumerate(opened)]
-    return opened, Blend(orders, counts, seed=seed, unit=config.blend_by)
+
+    def blend(part: int, rows: int) -> Blend:
+        mine = [number for number, given in enumerate(config.blend) if given.part == part]
+        counts = shares([weights[number] for number in mine], block)
+        lanes = [lanes_of(count, block=block, lanes=config.lanes) for count in counts]
+        orders = [order(number, opened[number], some, rows) for number, some in zip(mine, lanes)]
+        own = hash64(seed, "part", part) if part else seed  # equal mini-batches are not in step
+        return Blend(orders, counts, seed=own, unit=config.blend_by)
+
+    if not any(given.part for given in config.blend):
+        return opened, blend(0, batch_size)
+    of = [sum(weight for weight, given in zip(weights, config.blend) if given.part == part) for part in (0, 1)]
+    return opened, Parts([blend(part, rows) for part, rows in enumerate(sizes_of(of, batch_size, world))])
 
 
 def scan(

@@ -70,11 +70,11 @@ class Negatives:
         return self._other(example, caption)
 
     def _other(self, example: Example, caption: str) -> str:
-        own = {caption, *(one for one in example.meta.get("captions", ()) if isinstance(one, str))}
+        own = {_bare(one) for one in (caption, *example.meta.get("captions", ())) if isinstance(one, str)}
         for number in range(TRIES):
             draw = hash64(example.draw, "negative", number)
             found = draw_one(self.captions, draw, "caption") if self.captions else self._of_another(example, draw)
-            if found and found not in own:
+            if found and _bare(found) not in own:
                 return found
         raise BadSample(f"no caption of another picture in {TRIES} draws")
 
@@ -104,6 +104,10 @@ class Negatives:
         if not rest:
             raise BadSample(f"{self.where}.answers: {kind!r} has no answer but {answer!r}")
         return draw_one(rest, example.draw, "answer negative")
+
+
+def _bare(text: str) -> str:
+    return " ".join(text.lower().split())
 
 
 def _names(meta: dict[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ from webdataset import DataPipeline
 
 from pretrain.batch import Batch, Example
 from pretrain.config import ConfigError
-from pretrain.data.blend import Blend
+from pretrain.data.blend import Blend, Parts
 from pretrain.data.compose import Composer, Row
 from pretrain.data.decode import BadSample
 from pretrain.data.excluded import Sample
@@ -75,7 +75,8 @@ class Steps:
         augment: Augment | None,
         decode: Decode = "exact",
     ) -> None:
-        self.sources, self.transform, self.composer = list(sources), transform, composer
+        self.sources, self.composer = list(sources), composer
+        self.transforms = [transform.sized(source.image_size) for source in sources]
         self.augments = [augment and (source.augment or augment) for source in sources]
         for source, own in zip(sources, self.augments):
             check_still(source, own)
@@ -105,7 +106,10 @@ class Steps:
     def example(self, item: Travelling) -> Travelling:
         """See the bytes as the task does, pictures decoded and transformed."""
         source, augment = self.sources[item.place.source], self.augments[item.place.source]
-        return self._attempt(item, lambda record: self._seen(source.example(record, self.transform.size), augment))
+        transform = self.transforms[item.place.source]
+        return self._attempt(
+            item, lambda record: self._seen(source.example(record, transform.size), transform, augment)
+        )
 
     def row(self, item: Travelling) -> Travelling:
         """Compose the text."""
@@ -119,15 +123,15 @@ class Steps:
         """Return the three functions as stages of a DataPipeline."""
         return [_map(self.record), _map(self.example), _map(self.row)]
 
-    def _seen(self, example: Example, augment: Augment | None) -> Example:
+    def _seen(self, example: Example, transform: Transform, augment: Augment | None) -> Example:
         """Return an example whose pictures are pixels of the tower's size."""
         rng, exact = generator(example.draw), self.exact
         if example.boxes_K4 is not None or example.regions_K4 is not None or example.codes:
-            example.images = [self.transform.whole(p, augment, rng, exact=exact) for p in example.images]
+            example.images = [transform.whole(p, augment, rng, exact=exact) for p in example.images]
         elif augment is None:
-            example.images = [self.transform.evaluate(picture, exact=exact) for picture in example.images]
+            example.images = [transform.evaluate(picture, exact=exact) for picture in example.images]
         else:
-            example.images = [self.transform.train(p, augment, rng, exact=exact) for p in example.images]
+            example.images = [transform.train(p, augment, rng, exact=exact) for p in example.images]
         return example
 
     def _attempt(self, item: Travelling, function: Callable[[Any], Any]) -> Travelling:
@@ -200,7 +204,7 @@ def _whole(stage: Callable[[Iterable[Any]], Iterator[Any]]) -> Callable[[Iterabl
     return lambda items: iter(list(stage(items)))
 
 
-def training_batch(places: list[Place], order: Order | Blend, steps: Steps) -> Batch:
+def training_batch(places: list[Place], order: Order | Blend | Parts, steps: Steps) -> Batch:
     """Return one rank's rows of a training batch, bad samples replaced and listed in `Batch.bad`."""
 
     def repaired(items: Iterable[Travelling]) -> Iterator[tuple[Row, list[dict[str, str]]]]:
@@ -222,7 +226,7 @@ def training_batch(places: list[Place], order: Order | Blend, steps: Steps) -> B
     return batch
 
 
-def neighbour(failure: Failure, order: Order | Blend, steps: Steps) -> Item:
+def neighbour(failure: Failure, order: Order | Blend | Parts, steps: Steps) -> Item:
     """Return the sample that stands in for a bad one.
 
     Raises:

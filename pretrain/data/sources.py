@@ -5,7 +5,7 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -30,6 +30,8 @@ class Config(Section):
     shards: str | list[str]  #: as data.shards
     weight: float | None = Field(default=None, gt=0)  #: share of samples or batches; none: its number of samples
     reader: dict[str, dict[str, Any]] | None = None  #: none: data.reader
+    part: Literal[0, 1] = 0  #: which mini-batch of a step it is drawn into; each has the share of its sources' weights
+    image_size: int | None = Field(default=None, gt=0)  #: pixels a side; none: the model's, which must read others too
     instruction: dict[str, dict[str, Any]] | None = None  #: none: data.instruction
     regions: Regions | None = None  #: none: data.regions
     augment: Augment | None = None  #: none: data.augment; boxes need pictures that stay where they are
@@ -45,6 +47,7 @@ class Source(NamedTuple):
     augment: Augment | None = None  #: none: as the others
     instruction: instructions.Instruction | None = None
     regions: Regions | None = None
+    image_size: int | None = None  #: none: the model's
 
     def example(self, record: Record, side: int) -> Example:
         """Return a sample as the model is told it, its pictures in squares of `side` pixels.
@@ -78,6 +81,12 @@ def check(blend: Sequence[Config]) -> None:
     """
     if len({source.weight is None for source in blend}) > 1:
         raise ValueError("give a weight to each source or to none (none: in proportion to their samples)")
+    if {source.part for source in blend} == {1}:
+        raise ValueError("part: 1 is the second mini-batch of a step; give some source part: 0")
+    for part in (0, 1):
+        sizes = {source.image_size for source in blend if source.part == part}
+        if len(sizes) > 1:
+            raise ValueError(f"image_size: pictures of part {part} go into one batch; give all its sources the same")
     names = [name_of(source, number) for number, source in enumerate(blend)]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -148,5 +157,5 @@ def several(
             made = one(section.shards, section.reader or reader, seed=own, access=access, beside=mine)
         except ConfigError as error:
             raise ConfigError(f"data.blend, source {name!r}: {error}") from None
-        out.append(made._replace(name=name, augment=section.augment))
+        out.append(made._replace(name=name, augment=section.augment, image_size=section.image_size))
     return out

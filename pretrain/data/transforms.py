@@ -121,6 +121,10 @@ class Transform:
         self.interpolation, self.resize_mode = interpolation, resize_mode
         self._filter = _FILTERS[interpolation]
 
+    def sized(self, size: int | None) -> "Transform":
+        """Return the transform to squares of `size` pixels; None: this one."""
+        return self if size is None else Transform(size, interpolation=self.interpolation, resize_mode=self.resize_mode)
+
     def evaluate(self, image: Pixels | Picture, *, exact: bool = True) -> Pixels:
         """Return uint8 [S, S, 3]: resized and cropped at the centre. No randomness.
 

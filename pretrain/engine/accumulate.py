@@ -80,10 +80,10 @@ class Steps:
 
         `known` is called with this rank's loss of the whole step, before the last backward.
         """
-        batches = [part.to(self.engine.device) for part in batch.split(self.rows or len(batch))]
+        batches = [part.to(self.engine.device) for part in batch.split(self.rows)]
         module: Any = self.engine.module
         prepared = module.prepare(batches, step) if isinstance(module, Accumulable) else None
-        if len(batches) > 1:
+        if len(batches) > 1 and self.rows is not None:
             assert prepared is not None, "refused when it was made"
             return self._in_parts(module, batches, prepared, step, known)
         dist.seed_step(self.seed, step, dist.rank())

@@ -334,7 +334,7 @@ class Trainer:
         trouble = self.faults.judge(agreed.loss, broken=agreed.broken, norm=norm, scaled=scaled)
         if trouble is not None:
             self.buffers.put_back()
-            self._where = rollback.whereabouts(loss, batch.keys)
+            self._where = rollback.whereabouts(loss, [key for mini in batch.minis() for key in mini.keys])
             return agreed, trouble
         scalars = {"loss": agreed.loss, "lr": lr, "grad_norm": norm}
         if self.engine.loss_scale is not None:

@@ -6,19 +6,16 @@ For the report, the first pictures and captions are kept small with what is foun
 Shapes: N = pairs of one rank, M = pairs of all ranks, E = embedding width, S = pairs that are kept small.
 """
 
-import base64
-import io
 from typing import Any
 
 import torch
-from PIL import Image
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from pretrain import dist
 from pretrain.batch import Batch
 from pretrain.data.compose import Composer
+from pretrain.data.thumbnail import small, webp
 from pretrain.evals import base
 from pretrain.metrics.interval import Score, proportion
 from pretrain.metrics.ranking import ranks
@@ -48,8 +45,7 @@ class Examples:
         room = min(len(batch) - batch.filler, KEPT - len(self.captions))
         if room <= 0 or batch.image_NCHW is None or batch.tokens_BT is None or batch.valid_BT is None:
             return
-        small = F.interpolate(batch.image_NCHW[:room].float(), size=(SIDE, SIDE), mode="area")
-        self.pictures += small.round().to(torch.uint8).unbind(0)
+        self.pictures += small(batch.image_NCHW[:room], SIDE).unbind(0)
         for ids_T, valid_T in zip(batch.tokens_BT[:room], batch.valid_BT[:room]):
             self.captions.append(composer.tokenizer.decode(ids_T[valid_T].tolist()))
 
@@ -71,17 +67,11 @@ class Examples:
         return out
 
 
-def webp(image_CHW: Tensor) -> str:
-    """Return a uint8 picture as a data URL."""
-    buffer = io.BytesIO()
-    Image.fromarray(image_CHW.permute(1, 2, 0).contiguous().numpy()).save(buffer, "WEBP", quality=80)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 class Eval(base.Eval):
     """Recall at K in both directions, the gallery gathered from all ranks, the queries left where they are."""
 
     config: Config
+    needs = ("image", "text")
 
     def run(self, features: base.Features) -> dict[str, Score]:
         """Return image_to_text/R@K and text_to_image/R@K."""

@@ -34,6 +34,7 @@ class Eval(base.Eval):
     """Top-k accuracy of each group of classes."""
 
     config: Config
+    needs = ("image", "text")
 
     def run(self, features: base.Features) -> dict[str, Score]:
         """Return GROUP/topK among the group's classes and, where there are several, GROUP_among_all/topK."""

@@ -37,7 +37,7 @@ def beam(pen: Pen) -> list[list[Hypothesis]]:
     options, end = pen.options, pen.end
     beams = options.beams
     rows = len(pen.tokens_RU) // beams
-    given_B1 = pen.given_R.view(rows, beams)[:, :1]
+    given_B1, most_B1 = (of_R.view(rows, beams)[:, :1] for of_R in (pen.given_R, pen.most_R))
     finished = Finished(rows, beams, pen.limit, end=end, device=pen.device)
     score_BK = torch.full((rows, beams), -torch.inf, device=pen.device)
     score_BK[:, 0] = 0.0  # all beams say the same as yet: one counts
@@ -52,7 +52,7 @@ def beam(pen: Pen) -> list[list[Hypothesis]]:
         total_BW, index_BW = total_BKV.flatten(1).topk(min(2 * beams, beams * vocabulary), dim=1)  # W: twice the beams
         parent_BW, token_BW = index_BW // vocabulary, index_BW % vocabulary
         written_B1 = pen.tokens_RU.shape[1] + 1 - given_B1
-        over_B1 = written_B1 >= pen.most
+        over_B1 = written_B1 >= most_B1
         ends_BW = (token_BW == end) & (written_B1 > 0) | over_B1
         # what ends
         scale_B1 = written_B1.clamp(min=1) ** options.length_penalty
@@ -66,12 +66,13 @@ def beam(pen: Pen) -> list[list[Hypothesis]]:
         best_B = (score_BK / scale_B1)[:, 0]
         worst_B = finished.score_BK[:, -1]
         open_B = open_B & best_B.isfinite() & (worst_B.isinf() | (best_B > worst_B))
-    return _texts(pen, finished, given_B1)
+    return _texts(pen, finished)
 
 
-def _texts(pen: Pen, finished: Finished, given_B1: Tensor) -> list[list[Hypothesis]]:
+def _texts(pen: Pen, finished: Finished) -> list[list[Hypothesis]]:
+    first, last = (of_R[:: pen.options.beams].tolist() for of_R in (pen.given_R, pen.given_R + pen.most_R))
     out = []
-    for given, scores, texts in zip(given_B1[:, 0].tolist(), finished.score_BK.tolist(), finished.tokens_BKL.tolist()):
-        kept = [(score, text[given:][: pen.most]) for score, text in zip(scores, texts) if score > -torch.inf]
+    for begin, stop, scores, texts in zip(first, last, finished.score_BK.tolist(), finished.tokens_BKL.tolist()):
+        kept = [(score, text[begin:stop]) for score, text in zip(scores, texts) if score > -torch.inf]
         out.append([Hypothesis(until(text, pen.end), score) for score, text in kept[: pen.options.keep]])
     return out

@@ -26,6 +26,7 @@ def generate(
     *,
     constraint: Constraint | None = None,
     prompts: Sequence[Sequence[int]] | None = None,
+    room: Sequence[int] | None = None,
     cached: bool = True,
 ) -> list[list[Hypothesis]]:
     """Return for each row the texts that are kept, the best first; samples in the order in which they are drawn.
@@ -36,14 +37,15 @@ def generate(
         options: how; `max_tokens` counts for free text, a constraint knows its own length.
         constraint: what may be written.
         prompts: tokens of each row that the decoder reads before it writes.
+        room: tokens that the model has places for in each row; None: as many as are asked for.
         cached: False: everything is computed again at each step, to test that nothing else comes out.
     """
     memory = model.remember(batch)
     copies = options.keep if options.sample else options.beams
-    pen = Pen(model, memory, options, constraint=constraint, prompts=prompts, copies=copies, cached=cached)
+    pen = Pen(model, memory, options, constraint=constraint, prompts=prompts, room=room, copies=copies, cached=cached)
     if options.beams > 1:
         return beam(pen)
-    uniform_RT = _uniform(batch, options, pen.most).to(pen.device) if options.sample else None
+    uniform_RT = _uniform(batch, options, pen.longest).to(pen.device) if options.sample else None
     found = _walk(pen, uniform_RT)
     return [found[start : start + copies] for start in range(0, len(found), copies)]
 
@@ -66,9 +68,9 @@ def _walk(pen: Pen, uniform_RT: Tensor | None) -> list[Hypothesis]:
         score_R += torch.where(open_R, log_RV.gather(1, token_R[:, None])[:, 0], 0.0)
         pen.append(token_R)
         written_R = pen.written_R
-        open_R &= ((token_R != pen.end) | (written_R < 1)) & (written_R < pen.most)
-    rows = zip(pen.tokens_RU.tolist(), pen.given_R.tolist(), score_R.tolist())
-    return [Hypothesis(until(row[given:][: pen.most], pen.end), score) for row, given, score in rows]
+        open_R &= ((token_R != pen.end) | (written_R < 1)) & (written_R < pen.most_R)
+    rows = zip(pen.tokens_RU.tolist(), pen.given_R.tolist(), pen.most_R.tolist(), score_R.tolist())
+    return [Hypothesis(until(row[given : given + most], pen.end), score) for row, given, most, score in rows]
 
 
 def drawn(log_RV: Tensor, uniform_R: Tensor, options: Options) -> Tensor:

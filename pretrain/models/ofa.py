@@ -75,18 +75,18 @@ class OFA(base.Writer):
         """Return a freshly initialised model.
 
         Raises:
-            ConfigError: the vocabulary has another size than the config says, or no room for codes and bins.
+            ConfigError: the vocabulary is larger than the config says, or has no room for codes and bins.
         """
-        size = config.vocab_size or words.size
-        if words.size != size:
+        if config.vocab_size is not None and config.vocab_size < words.size:
             raise ConfigError(
-                f"model.vocab_size: {size}, the tokenizer with the model's codes and bins has {words.size} ids; "
-                "leave it out to take the tokenizer's"
+                f"model.vocab_size: {config.vocab_size} is too small, the tokenizer with codes and bins has "
+                f"{words.size} ids; leave it out to take the tokenizer's"
             )
-        if size <= config.codes + config.bins:
+        if words.size <= config.codes + config.bins:
             raise ConfigError(
-                f"model.vocab_size: {size} ids have no room beside {config.codes} codes and {config.bins} bins"
+                f"model.codes: {words.size} ids have no room beside {config.codes} codes and {config.bins} bins"
             )
+        words = words._replace(size=config.vocab_size or words.size)
         return cls(config.model_copy(deep=True), words)
 
     def _positions(self, layers: int) -> Positions:
@@ -148,13 +148,14 @@ class OFA(base.Writer):
         assert batch.tokens_BT is not None and batch.valid_BT is not None, "the batch has no source text"
         c = self.config
         image_BCHW, seen_B = self._pictures(batch)
+        sampled = self.training and image_BCHW.shape[-1] == c.image_size
         return self.encoder(
             self.embed_tokens(batch.tokens_BT),
             batch.valid_BT,
             image_BCHW,
             seen_B,
             draw_B=batch.draw_B,
-            keep=c.sample_patches if self.training else None,
+            keep=c.sample_patches if sampled else None,
             known=None if c.interpolate_from is None else c.interpolate_from // STRIDE,
             entangled=c.entangled_encoder,
         )
@@ -164,11 +165,11 @@ class OFA(base.Writer):
         assert batch.valid_BT is not None
         rows, device = len(batch), batch.valid_BT.device
         seen_B = torch.zeros(rows, dtype=torch.bool, device=device)
-        weight = self.encoder.image_proj.weight
-        if batch.image_NCHW is None or not len(batch.image_NCHW):
-            side = self.config.image_size
-            return torch.zeros(rows, 3, side, side, dtype=weight.dtype, device=device), seen_B
-        image_NCHW = self.normalise(batch.image_NCHW).to(weight.dtype)
+        image_NCHW, owner_N, side = batch.image_NCHW, batch.owner_N, self.config.image_size
+        if image_NCHW is None:  # all that follows runs nevertheless: ZeRO-3 compares which modules a rank calls
+            image_NCHW = torch.zeros(0, 3, side, side, dtype=torch.uint8, device=device)
+            owner_N = torch.zeros(0, dtype=torch.long, device=device)
+        image_NCHW = self.normalise(image_NCHW).to(self.encoder.image_proj.weight.dtype)
         if len(image_NCHW) > rows:
             raise ConfigError(
                 f"data.reader: gives {len(image_NCHW)} pictures for {rows} rows, OFA reads one a row; paste them "
@@ -176,7 +177,7 @@ class OFA(base.Writer):
             )
         if batch.hole_N is not None:
             image_NCHW = hide_middle(image_NCHW, batch.hole_N)
-        owner_N = torch.arange(rows, device=device) if batch.owner_N is None else batch.owner_N
+        owner_N = torch.arange(rows, device=device) if owner_N is None else owner_N
         image_BCHW = image_NCHW.new_zeros(rows, *image_NCHW.shape[1:]).index_copy(0, owner_N, image_NCHW)
         seen_B = seen_B.index_fill(0, owner_N, value=True)
         return image_BCHW.contiguous(memory_format=torch.channels_last), seen_B

@@ -82,6 +82,17 @@ class Attention(nn.Module):
         return self.o(y_BHTD.transpose(1, 2).flatten(2))
 
 
+class Norm(nn.RMSNorm):
+    """RMS norm in the precision of its gain: autocast does so for LayerNorm, and leaves this one to its input's."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x, normed."""
+        return super().forward(x.to(self.weight.dtype))
+
+
 class FeedForward(nn.Module):
     """Two linears around a ReLU."""
 
@@ -105,7 +116,7 @@ class Layer(nn.Module):
         super().__init__()
         self.name, self.p = name, config.dropout
         self.add_module(name, inner)
-        self.layer_norm = nn.RMSNorm(config.width, eps=EPS)
+        self.layer_norm = Norm(config.width)
 
     @property
     def inner(self) -> nn.Module:
@@ -144,7 +155,7 @@ class Stack(nn.Module):
         super().__init__()
         self.p = config.dropout
         self.block = nn.ModuleList(Block(config, number, decoder=decoder) for number in range(config.layers))
-        self.final_layer_norm = nn.RMSNorm(config.width, eps=EPS)
+        self.final_layer_norm = Norm(config.width)
 
     def bias(self, queries: int, keys: int, *, bidirectional: bool) -> Tensor:
         """Return the relative bias [1, H, queries, keys] that all layers add."""

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from pretrain.models.t5 import Norm as RMSNorm
 from pretrain.models.visual_tokens import IMAGES
 
 Norm = Literal["each", "sum"]
@@ -24,13 +25,13 @@ class VisualEmbedding(nn.Module):
     ) -> None:
         super().__init__()
         self.area_mode = area_mode
-        each = [nn.RMSNorm(width, eps=1e-6) if rms else nn.LayerNorm(width) for _ in range(2 * (norm == "each"))]
+        each = [RMSNorm(width) if rms else nn.LayerNorm(width) for _ in range(2 * (norm == "each"))]
         self.feat_embedding = nn.Sequential(nn.Linear(features, width), *each[:1])
         self.absolute_vis_pos_embedding = nn.Sequential(nn.Linear(5, width), *each[1:])
         self.img_order_embedding = nn.Embedding(IMAGES, width)
         self.layer_norm: nn.Module | None = None
         if norm == "sum":
-            self.layer_norm = nn.RMSNorm(width, eps=1e-6) if rms else nn.LayerNorm(width)
+            self.layer_norm = RMSNorm(width) if rms else nn.LayerNorm(width)
 
     def forward(self, feature_BRF: Tensor, box_BR4: Tensor, image_BR: Tensor, region_BRC: Tensor) -> Tensor:
         """Return visual tokens [B, R, C]; `region_BRC` are the rows of the word table."""

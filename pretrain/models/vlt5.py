@@ -95,8 +95,11 @@ class Config(base.Config):
 
     @property
     def symbols(self) -> tuple[str, ...]:
-        """Return the sentinels of masked text and of regions; T5's own tokenizers have the first."""
-        return SYMBOLS
+        """Return the sentinels of masked text and of regions, for BART its mask before them.
+
+        Their own tokenizers end with the first ones: T5's with the sentinels of text, BART's with the mask.
+        """
+        return SYMBOLS if self.text.backbone == "t5" else ("<mask>", *SYMBOLS)
 
     def opening(self, words: base.Vocabulary) -> tuple[int, ...]:
         """Return T5's padding, whose decoder says at once what it is asked for; or BART's </s> <s>, which says it next.

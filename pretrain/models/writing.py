@@ -23,7 +23,7 @@ class Options(Section):
     beams: int = Field(default=1, ge=1)  #: beginnings that are kept at each step
     sample: bool = False  #: draw tokens, instead of taking the likeliest
     keep: int = Field(default=1, ge=1)  #: texts a row: the best of the beams, or so many samples
-    max_tokens: int = Field(default=20, ge=1)  #: written at most, the end token included, a prompt not
+    max_tokens: int = Field(default=20, ge=1)  #: with the end; fewer where the model has no more places
     min_tokens: int = Field(default=0, ge=0)  #: written before the end token may come
     length_penalty: float = 1.0  #: beams: log-probabilities are divided by tokens to this power
     no_repeat: int = Field(default=0, ge=0)  #: no sequence of so many tokens comes twice; 0: any may
@@ -72,6 +72,7 @@ class Pen:
         *,
         constraint: Constraint | None = None,
         prompts: Sequence[Sequence[int]] | None = None,
+        room: Sequence[int] | None = None,
         copies: int = 1,
         cached: bool = True,
     ) -> None:
@@ -87,7 +88,11 @@ class Pen:
         padded = torch.tensor([[*one, *[model.end] * (longest - len(one))] for one in given], device=device)
         self._given_RP = padded.repeat_interleave(copies, 0)
         self.tokens_RU = self._given_RP[:, : min(len(one) for one in given)]
-        self.most = options.max_tokens if constraint is None else constraint.longest
+        self.longest = options.max_tokens if constraint is None else constraint.longest
+        self.most_R = torch.full_like(self.given_R, self.longest)
+        if room is not None:
+            free_R = torch.tensor(room, device=device).repeat_interleave(copies)
+            self.most_R = torch.minimum(self.most_R, free_R)
         self._state_R = None if constraint is None else constraint.start(rows * copies, device)
         self._cache = Cache() if cached else None
         self._seen = 0
@@ -100,7 +105,7 @@ class Pen:
     @property
     def limit(self) -> int:
         """Return the most tokens that a row of these can have, what is given included."""
-        return self._given_RP.shape[1] + self.most
+        return int((self.given_R + self.most_R).max())
 
     def log_probs(self) -> Tensor:
         """Return log-probabilities of the next token [R, V], float32, -inf where it may not come.

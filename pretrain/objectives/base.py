@@ -34,8 +34,8 @@ class Prepared(NamedTuple):
 
     draws: dict[str, Tensor]  #: what it drew, e.g. masks: a second forward of the batch must see the same
     #: what counts, e.g. target tokens, as a scalar, or [n] where n sums have counts of their own: of this batch where
-    #: an objective returns it; of the whole step where it gets it back, divided by the number of ranks, so that the
-    #: mean over ranks of sum / count is global
+    #: an objective returns it; of the whole step, or of its mini-batch `Batch.part`, where it gets it back, divided by
+    #: the number of ranks, so that the mean over ranks of sum / count is global
     count: Tensor | None
     #: 1 / batches of the step. Scalars are averaged over these: one that is sum / count is divided by this first
     part: float = 1.0
@@ -128,16 +128,19 @@ class Mixture(nn.Module):
         return [p for p in of if p.requires_grad]
 
     def prepare(self, batches: list[Batch], step: int) -> list[Share]:
-        """Return what was drawn for each batch of step `step` and what the step counts; one all-reduce at most."""
+        """Return what was drawn for each batch of a step and what its mini-batch counts; one all-reduce at most."""
         drawn = [{name: o.prepare(batch, step) for name, o in self._sums.items()} for batch in batches]
         part = 1 / len(batches)
         if self._sums:
-            local = [torch.stack([one[name].count for one in drawn]).sum(0).double() for name in self._sums]
+            sizes = [found.count.numel() for found in drawn[0].values()]
             device = next(iter(batches[0].tensors().values())).device
-            sizes = [count.numel() for count in local]
-            flat = dist.mean(torch.cat([count.reshape(-1) for count in local]).to(device))
-            totals = {n: x.view_as(c) for n, x, c in zip(self._sums, flat.split(sizes), local)}
-            drawn = [{n: found._replace(count=totals[n], part=part) for n, found in one.items()} for one in drawn]
+            local = torch.zeros(1 + max(batch.part for batch in batches), sum(sizes), dtype=torch.double, device=device)
+            for batch, one in zip(batches, drawn):
+                local[batch.part] += torch.cat([found.count.reshape(-1) for found in one.values()]).to(local)
+            totals = dist.mean(local)
+            for batch, one in zip(batches, drawn):
+                for (name, found), count in zip(list(one.items()), totals[batch.part].split(sizes)):
+                    one[name] = found._replace(count=count.view_as(found.count), part=part)
         return [Share(one, part) for one in drawn]
 
     def contrast(self, features: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

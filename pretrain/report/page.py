@@ -27,7 +27,10 @@ td,th{text-align:left;padding:3px 14px 3px 0;border-bottom:1px solid var(--line)
 pre{font-size:12px;overflow-x:auto;margin:0}.row{display:flex;gap:8px;flex-wrap:wrap}figure{margin:0;width:110px}
 figure img{width:110px;height:110px;object-fit:contain;background:#fff;border:2px solid var(--line);border-radius:6px}
 figure.right img,li.right{border-color:#3d8f5f}
-li.right{color:#3d8f5f;font-weight:600}figcaption{font-size:11px;color:var(--soft)}
+li.right,b.right{color:#3d8f5f;font-weight:600}figure.boxed{position:relative;margin-bottom:8px}
+figure.boxed svg{position:absolute;inset:2px;width:106px;height:106px}rect.people,rect.found{fill:none;
+ stroke:#3d8f5f;stroke-width:.02}rect.found{stroke:#c8553d}
+figcaption{font-size:11px;color:var(--soft)}
 """
 
 

@@ -2,7 +2,8 @@
 
     python -m pretrain.report.scores runs/clip_iconcaps runs/coop_iconcaps
 
-A line is {"step", "name", "value", "low", "high", "count"}; low and high bound the 95 % interval.
+A line is {"step", "name", "value", "low", "high", "count", "unit"}; low and high bound the 95 % interval, the unit says
+how the numbers are shown (metrics/interval.py; lines of older runs have none, they are shares).
 """
 
 import argparse
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pretrain.data.format import write_atomic
-from pretrain.metrics.interval import Score
+from pretrain.metrics.interval import Score, shown, sign
 
 FILE = "evals.jsonl"
 
@@ -29,7 +30,8 @@ def newest(folder: str | Path) -> dict[str, tuple[int, Score]]:
     """Return for each name the last step that scored it, and its score."""
     out = {}
     for line in sorted(_lines(Path(folder) / FILE), key=lambda line: line["step"]):
-        out[line["name"]] = (line["step"], Score(line["value"], line["low"], line["high"], line["count"]))
+        score = Score(line["value"], line["low"], line["high"], line["count"], line.get("unit", "%"))
+        out[line["name"]] = (line["step"], score)
     return out
 
 
@@ -48,8 +50,8 @@ def table(folders: list[Path]) -> str:
     lines = [f"{'run':<{run_width}}  {'score':<{name_width}}  {'step':>6}  {'value':>7}  95 % interval      samples"]
     lines.append("-" * len(lines[0]))
     for run, name, step, score in rows:
-        interval = f"[{100 * score.low:5.1f}, {100 * score.high:5.1f}]"
-        value = f"{100 * score.value:5.1f} %"
+        interval = f"[{shown(score.low, score.unit):>5}, {shown(score.high, score.unit):>5}]"
+        value = f"{shown(score.value, score.unit):>5}{sign(score.unit)}"
         lines.append(
             f"{run:<{run_width}}  {name:<{name_width}}  {step:>6}  {value:>7}  {interval:<17} {score.count:>7}"
         )

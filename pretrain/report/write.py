@@ -10,7 +10,8 @@ from pretrain.report.run import Run
 
 FILE = "report.html"
 PANELS = "pretrain.report.panels"
-ORDER = ("scores", "curves", "throughput", "retrieval", "quarantine", "plan", "environment", "config")  # then others
+#: others come behind these
+ORDER = ("scores", "curves", "throughput", "retrieval", "written", "quarantine", "plan", "environment", "config")
 
 
 def html(folder: Path) -> str:

@@ -10,6 +10,7 @@ from pretrain.config import ConfigError
 from pretrain.objectives import base
 from tests import tiny
 from tests.pretrain.models import fused
+from tests.pretrain.objectives import table
 
 NAMES = registry.names("pretrain.objectives")
 PLUGS = {name: registry.find("pretrain.objectives", name) for name in NAMES}
@@ -23,6 +24,8 @@ def example(name: str):
         section = tiny.vit_section()
         section.logit_bias = -10.0
         return tiny.model(section), tiny.batch()
+    if "seq2seq" in needs:
+        return table.Table(), table.batch([2, 3])
     return fused.model().float(), fused.single(fused.batch())
 
 

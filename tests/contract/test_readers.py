@@ -66,7 +66,7 @@ def test_example(name, records):
     for record in records:
         example = reader.read(record)
         assert (example.key, example.shard, example.draw) == (record.key, record.shard, record.draw)
-        assert example.prefix or example.suffix
+        assert example.prefix or example.suffix or example.images
         assert all(image.dtype == np.uint8 and image.shape[2] == 3 for image in example.images)
         json.dumps(example.meta, allow_nan=False)
         boxes_K4 = example.boxes_K4

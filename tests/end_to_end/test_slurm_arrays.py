@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from data_tools.__main__ import main as data_tools
+from finetune import results
 from pretrain.report import scores
 from tests.cluster.machine import until
 from tests.cluster.slurm import Cluster
@@ -47,6 +48,9 @@ def test_a_sweep_writes_one_table_whatever_happens_to_its_tasks(cluster, ranks, 
     assert "crashed" in (tmp_path / "1.out").read_text()
     assert (tmp_path / "sweep" / "results.txt").read_text() == scores.table(wanted) + "\n"
     assert not list((tmp_path / "sweep").glob(".*part"))
+    assert {cell.label for cell in results.read(tmp_path / "sweep")} == {"coop", "linear_probe"}
+    assert "# 6 runs" in (tmp_path / "sweep" / "results.md").read_text()
+    assert (tmp_path / "sweep" / "results.html").is_file()
 
 
 def disturb(cluster: Cluster, task: str, act: str | None) -> None:

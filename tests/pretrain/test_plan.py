@@ -78,6 +78,25 @@ def test_published_architectures_have_their_published_compute(tmp_path: Path) ->
         assert found.step.flops / 1e9 == pytest.approx(gflop, rel=0.03)
 
 
+def test_vl_t5_and_vl_bart_have_their_published_sizes_and_are_planned_with_regions() -> None:
+    machines = Machines(world=4, nodes=1, cpu=False, gpu="H100", memory=80, throughput=1000)
+    for name, parameters in (("vlt5_base", 224_540_160), ("vlbart_base", 141_155_328)):
+        found, fewer = (
+            plan.resolve(
+                config.load(
+                    recipe.Recipe,
+                    ROOT / f"pretrain/configs/{name}.yaml",
+                    ["train.batch_size=16", f"model.vision.regions={regions}"],
+                ),
+                machines,
+            ).step
+            for regions in (36, 4)
+        )
+        assert found.trained == parameters and found.parts["visual_embedding"] == 1_581_312
+        assert found.batch - fewer.batch == 4 * 32 * (2048 * 4 + 4 * 4 + 8)  # of 4 rows: features, boxes, owners
+        assert fewer.flops < 0.7 * found.flops
+
+
 def test_zero_stages_share_states_among_ranks(file: Path) -> None:
     found = [planned(file, f"zero.stage={stage}", world=8, cpu=False).memory for stage in range(4)]
     whole = 4 * 240_505

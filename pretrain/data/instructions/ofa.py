@@ -121,7 +121,8 @@ class Instruction(base.Instruction):
         task = draw_one(self.config.tasks, example.draw, "task")
         example = replace(example, weight=WEIGHTS.get(task, 1.0))
         if task in PLAIN:
-            said = self._answer(example.suffix) if task == "classify" else self._said(example.suffix, task)
+            text = needed(example.suffix, task, "a text")
+            said = self._answer(text) if task == "classify" else self._said(text)
             out = replace(example, prefix=PLAIN[task], suffix=said)
             out.unlearned = self.config.unlearned if task == "caption" else 0
         elif task in FRAMES:
@@ -141,17 +142,17 @@ class Instruction(base.Instruction):
     def _answer(self, text: str) -> str:
         return f" {' '.join(text.lower().split())}"
 
-    def _said(self, text: str, task: str) -> str:
-        text = needed(text, task, "a text").lower()
+    def _said(self, text: str) -> str:
+        text = text.lower()
         if not self.config.punctuation:
             text = text.translate(PUNCTUATION)
         return f" {' '.join(text.split()[: self.config.words])}"
 
     def _framed(self, example: Example, task: str) -> Example:
         texts = [example.prefix] if task == "summarise" else example.meta.get("texts", [])
-        if len(texts) != FRAMES[task].count("{}"):
+        if len(texts) != FRAMES[task].count("{}") or not all(texts):
             raise BadSample(f"{task} needs {FRAMES[task].count('{}')} texts, this data.reader gives {len(texts)}")
-        said = self._said(example.suffix, task) if task == "summarise" else self._answer(example.suffix)
+        said = self._said(example.suffix) if task == "summarise" else self._answer(example.suffix)
         return replace(example, prefix=FRAMES[task].format(*map(self._given, texts)), suffix=said, images=[])
 
     def _match(self, example: Example) -> Example:
@@ -173,7 +174,7 @@ class Instruction(base.Instruction):
 
     def _question(self, example: Example) -> Example:
         answer, sure = _heaviest(example) if example.suffix else ("", 1.0)
-        asked = self._given(example.prefix).rstrip("?").rstrip() + "?"
+        asked = self._given(needed(example.prefix, "question", "a question")).rstrip("?").rstrip() + "?"
         listed = example.meta.get("objects", [])
         names = [one.lower() for one in listed if isinstance(one, str)] if isinstance(listed, list) else []
         if self.config.tags and names:
@@ -182,7 +183,7 @@ class Instruction(base.Instruction):
 
     def _entail(self, example: Example) -> Example:
         texts = [self._given(text) for text in example.meta.get("texts", [example.prefix])]
-        if len(texts) > 2:
+        if not 0 < len(texts) <= 2 or not all(texts):
             raise BadSample(f"entail needs a hypothesis, or a premise and a hypothesis, got {len(texts)} texts")
         frame = MATCH if len(texts) == 1 else ENTAIL
         return replace(example, prefix=frame.format(*texts), suffix=self._answer(example.suffix))
@@ -196,7 +197,7 @@ class Instruction(base.Instruction):
         text = needed(example.prefix or example.suffix, task, "an expression")
         if task == "locate":
             return replace(example, prefix=LOCATE.format(self._given(text)), suffix=marks[0])
-        return replace(example, prefix=DESCRIBE.format(marks[0]), suffix=self._said(text, task))
+        return replace(example, prefix=DESCRIBE.format(marks[0]), suffix=self._said(text))
 
     def _infill_image(self, example: Example) -> Example:
         if not (example.codes and example.images):

@@ -27,6 +27,7 @@ from pydantic import Field, model_validator
 
 from pretrain.batch import Example
 from pretrain.config import Section
+from pretrain.data.boxes import cells
 from pretrain.data.decode import BadSample
 from pretrain.data.instructions import base
 from pretrain.data.instructions.base import draw_one, draw_share, needed
@@ -88,12 +89,16 @@ class Instruction(base.Instruction):
             self.wrong.check_captions()
 
     def symbols(self) -> tuple[str, ...]:
-        tasks, several = set(self.config.tasks), self.config.ground > 1
-        lm = f"<extra_id_{REGIONS - 1}>" if self.config.noise == "t5" else "<mask>"
-        pointed = tasks & {"refer", "ground_caption", "refcocog"}
-        marked = several and tasks & {"refer", "ground_caption"}
-        laid = {lm: "lm" in tasks, f"<vis_extra_id_{REGIONS - 1}>": pointed, f"<extra_id_{REGIONS - 1}>": marked}
-        return tuple(dict.fromkeys(name for name, by in laid.items() if by or (name == lm and "lm" in tasks)))
+        tasks, marked = set(self.config.tasks), set()
+        if self.config.ground > 1:
+            marked = tasks & {"refer", "ground_caption"}
+        spans = marked or ("lm" in tasks and self.config.noise == "t5")
+        laid = {
+            f"<extra_id_{REGIONS - 1}>": spans,
+            f"<vis_extra_id_{REGIONS - 1}>": tasks & {"refer", "ground_caption", "refcocog"},
+            "<mask>": "lm" in tasks and self.config.noise == "bart",
+        }
+        return tuple(name for name, by in laid.items() if by)
 
     def lay(self, example: Example, side: int) -> Example:
         task = draw_one(self.config.tasks, example.draw, "task")
@@ -144,7 +149,7 @@ class Instruction(base.Instruction):
     def _refcocog(self, example: Example) -> Example:
         truth_4 = needed(example.boxes_K4, "refcocog", "a box")[0]
         if self.config.grid is not None:
-            like_K = covered(_cells(self.config.grid), truth_4)
+            like_K = covered(cells(self.config.grid), truth_4)
         else:
             seen_K4 = needed(example.regions_K4, "refcocog", "regions (data.regions, or grid)")
             like_K = overlap(seen_K4[:REGIONS], truth_4)
@@ -189,10 +194,3 @@ def _shared(boxes_K4: NDArray[np.float32], box_4: NDArray[np.float32]) -> NDArra
     low_K2, high_K2 = np.maximum(boxes_K4[:, :2], box_4[:2]), np.minimum(boxes_K4[:, 2:], box_4[2:])
     area_K: NDArray[np.float64] = (high_K2 - low_K2).clip(min=0).astype(np.float64).prod(1)
     return area_K
-
-
-def _cells(grid: tuple[int, int]) -> NDArray[np.float32]:
-    """Return the cells of a grid of (rows, columns) as boxes [K, 4], row by row."""
-    rows, columns = grid
-    y_K, x_K = np.divmod(np.arange(rows * columns), columns)
-    return np.stack([x_K / columns, y_K / rows, (x_K + 1) / columns, (y_K + 1) / rows], 1).astype(np.float32)

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 
+from pretrain.metrics.interval import shown, sign
 from pretrain.report import page
 from pretrain.report.run import Run
 
@@ -17,12 +18,21 @@ def panel(run: Run) -> str:
     rows = []
     for name, found in sorted(steps.items()):
         line = found[max(found)]
-        interval = f"[{100 * line['low']:.1f}, {100 * line['high']:.1f}]"
-        rows.append((name, line["step"], f"{100 * line['value']:.1f} %", interval, line.get("count", "")))
+        unit = _unit(line)
+        interval = f"[{shown(line['low'], unit)}, {shown(line['high'], unit)}]"
+        rows.append((name, line["step"], shown(line["value"], unit) + sign(unit), interval, line.get("count", "")))
     body = page.table(("score", "step", "value", "95 % interval", "samples"), rows)
     groups: dict[str, dict[str, page.Points]] = defaultdict(dict)
     for name, found in sorted(steps.items()):
         if len(found) > 1:
+            unit = _unit(found[max(found)])
             group, _, rest = name.rpartition("/")
-            groups[group][rest] = [(step, 100 * found[step]["value"]) for step in sorted(found)]
-    return page.section("Scores", body + page.grid(page.card(f"{n}, %", page.curves(c)) for n, c in groups.items()))
+            scale = 100 if unit else 1
+            groups[group + {"%": ", %", "points": ", points"}.get(unit, "")][rest] = [
+                (step, scale * found[step]["value"]) for step in sorted(found)
+            ]
+    return page.section("Scores", body + page.grid(page.card(name, page.curves(c)) for name, c in groups.items()))
+
+
+def _unit(line: dict) -> str:
+    return str(line.get("unit", "%"))

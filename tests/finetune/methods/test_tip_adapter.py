@@ -6,7 +6,6 @@ from torch.nn import functional as F
 
 from finetune.methods import base, tip_adapter
 from pretrain import pretrained
-from pretrain.config import ConfigError
 from tests import tiny
 from tests.finetune.methods.test_clip_adapter import NAMES, TEMPLATES, zero_shot
 
@@ -167,9 +166,11 @@ def test_the_released_grid():
     assert grid[0] == pytest.approx(0.1) and grid[1] - grid[0] == pytest.approx(6.9 / 200) and grid[-1] < 7
 
 
-def test_a_table_has_no_views(loaded):
+def test_a_table_has_one_view_of_each_picture(loaded):
     batch = labelled()
+    batch.image_NE = loaded.model(batch).image.detach()
     batch.image_NCHW = None
     made = tip_adapter.Method(tip_adapter.Config(name="tip_adapter"), loaded, NAMES)
-    with pytest.raises(ConfigError, match=r"set method\.views=0"):
-        made.prepare(lambda split, *, views=0: iter([batch]))
+    made.prepare(lambda split, *, views=0: iter([batch]))
+    order = sorted(range(len(batch)), key=lambda n: batch.keys[n])
+    torch.testing.assert_close(made.cache.keys.detach(), batch.image_NE[order])

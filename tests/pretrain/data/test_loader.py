@@ -172,6 +172,18 @@ def test_evaluation_with_workers(shards, tokenizer):
     assert all(same(*pair) for pair in zip(one, two, strict=True))
 
 
+def test_passes_with_augmentation_draw_by_epoch_and_seed(shards, tokenizer):
+    def views(**options) -> torch.Tensor:
+        return torch.cat([batch.image_NCHW for batch in pass_over(shards, tokenizer, **options)])
+
+    flip = Augment(scale=(0.3, 1.0), flip=0.5)
+    plain, first, second = views(), views(augment=flip), views(augment=flip, epoch=1)
+    assert plain.shape == first.shape == second.shape
+    assert not torch.equal(plain, first) and not torch.equal(first, second)
+    assert not torch.equal(first, views(augment=flip, seed=1))
+    assert torch.equal(second, views(augment=flip, epoch=1, batch_size=4, workers=1))
+
+
 def spoil(folder: Path, bad: dict[int, dict[str, bytes]], samples: int = 20) -> str:
     with ShardWriter(folder / "mixed.tar") as writer:
         for number in range(samples):

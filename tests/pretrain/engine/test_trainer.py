@@ -245,12 +245,12 @@ def start(folder: Path, *words: str, launcher: bool) -> subprocess.Popen:
 
 
 def wait_for_steps(folder: Path, process: subprocess.Popen, steps: int = 3) -> None:
-    for _ in range(600):
+    for _ in range(3000):  # a busy machine takes a minute for imports alone
         if (folder / "metrics.jsonl").exists() and len(losses(folder)) >= steps:
             return
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.1)
-    raise AssertionError("no step in a minute")
+    raise AssertionError("no step in five minutes")
 
 
 def test_a_signal_to_one_rank_saves_on_all_and_asks_to_be_requeued(tmp_path):

@@ -1,6 +1,7 @@
 """Writing: the cache changes nothing, one beam is greedy, many beams find the best of all, transformers agrees."""
 
 import itertools
+import random
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from pretrain.data.trie import Trie
 from pretrain.models.beam import beam
 from pretrain.models.candidates import log_likelihood
 from pretrain.models.constraints import Answers, Exactly, repeating
@@ -131,6 +133,30 @@ def test_answers_walk_the_trie() -> None:
     assert [row.nonzero()[:, 0].tolist() for row in rule.allowed(state, WORDS)] == [[3, END], [END], [END]]
     state = rule.advance(state, torch.tensor([END, END, 3]))
     assert [row.nonzero()[:, 0].tolist() for row in rule.allowed(state, WORDS)] == [[END]] * 3
+
+
+def test_answers_are_the_trie_of_training() -> None:
+    source, answers = random.Random(0), set()
+    while len(answers) < 30:
+        answers.add(tuple(source.choices(range(2, 9), k=source.randint(1, 4))))
+    rule, trie = Answers(sorted(answers), end=END), Trie(sorted(answers), end=END)
+    for _ in range(200):
+        prefix = source.choices(range(2, 9), k=source.randint(0, 5))
+        state = rule.start(1, "cpu")
+        for token in prefix:
+            state = rule.advance(state, torch.tensor([token]))
+        assert rule.allowed(state, WORDS)[0].nonzero()[:, 0].tolist() == trie.next(prefix)
+
+
+@pytest.mark.parametrize("way", ["greedy", "beam", "sample"])
+def test_rows_stop_where_the_model_has_no_more_places(way: str) -> None:
+    """Each row as if it alone had been given as many tokens as it has room for."""
+    model, batch, options = TinyWriter(), writers.given(), WAYS[way]
+    room = [1, 4, 100, 2]
+    found = generate(model, batch, options, prompts=PROMPTS, room=room)
+    for n, one in enumerate(batch.split(1)):
+        less = options.model_copy(update={"max_tokens": min(options.max_tokens, room[n])})
+        same([found[n]], generate(model, one, less, prompts=[PROMPTS[n]]))
 
 
 def test_no_sequence_twice() -> None:

@@ -1,0 +1,46 @@
+"""Translation: sacrebleu's BLEU of what a model writes (Post 2018, arXiv:1804.08771)."""
+
+from typing import Any
+
+from pydantic import Field
+
+from pretrain import dist
+from pretrain.data import symbols
+from pretrain.data.asked import GIVEN, SAID
+from pretrain.evals import base
+from pretrain.metrics import translation
+from pretrain.metrics.interval import Score
+from pretrain.models.writing import Options
+
+
+class Config(base.Config):
+    """`evals.translation`."""
+
+    reader: dict[str, dict[str, Any]] = {"translate": {}}  # noqa: RUF012
+    write: Options = Options(beams=5, max_tokens=40)
+    lowercase: bool = False  #: compare in lower case, as the recipe of Multi30K does
+    examples: int = Field(default=6, ge=0)  #: sentences that the report shows
+
+
+class Eval(base.Eval):
+    """BLEU over all sentences."""
+
+    config: Config
+    needs = ("generate",)
+
+    def run(self, features: base.Features) -> dict[str, Score]:
+        """Return BLEU."""
+        self.examples = None
+        rows = []
+        for batch in self.batches(features, asked=True):
+            cards = []
+            written = [features.text(kept[0]) for kept in features.write(batch, self.config.write)]
+            for name, text, meta in zip(base.names(batch), written, batch.meta):
+                said = symbols.plain(meta[SAID]).strip()
+                rows.append((name, text, [said]))
+                cards.append({"given": symbols.plain(meta[GIVEN]), "written": text, "people": [said]})
+            self.show(batch, cards, count=self.config.examples)
+        rows = base.everyone(rows)
+        texts = ([text for _, text, _ in rows], [said for _, _, said in rows])
+        found = translation.bleu(*texts, lowercase=self.config.lowercase) if dist.is_main() else None
+        return {"BLEU": dist.broadcast_object(found)}
