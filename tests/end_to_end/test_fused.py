@@ -1,4 +1,4 @@
-"""Whole runs of models that fuse: any number of ranks, any stage, cut into micro-batches, interrupted: the same losses."""
+"""Whole runs of models that fuse: any ranks, any stage, in micro-batches, interrupted: the same losses."""
 
 import pytest
 
@@ -9,7 +9,12 @@ UNIVL = (
     "model.fusion={kind: joint, layers: 1}",
     "objectives={contrastive: {}, matching: {among: 4}, mixed_lm: {}, prefix_lm: {}}",
 )
-COCA = ("model.name=coca", "model.fusion={layers: 1}", "model.queries=4", "objectives={contrastive: {}, captioning: {}}")
+COCA = (
+    "model.name=coca",
+    "model.fusion={layers: 1}",
+    "model.queries=4",
+    "objectives={contrastive: {}, captioning: {}}",
+)
 
 
 @pytest.mark.parametrize("words", [UNIVL, pytest.param(COCA, marks=pytest.mark.slow)], ids=["univl", "coca"])
