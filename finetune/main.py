@@ -219,6 +219,7 @@ def finish(job: Job, before: dict[str, Score], *, steps: int, trainer: Trainer |
             after = job.scores(job.module.eval())
         state = job.method.state()
     else:
+        same_buffers(job.method)
         trained = list(job.method.trained().values())
         with trainer.engine.gathered(trained):
             state = {name: x.detach().cpu().clone() for name, x in job.method.state().items()}
@@ -246,6 +247,14 @@ def finish(job: Job, before: dict[str, Score], *, steps: int, trainer: Trainer |
         f"test {name.removeprefix(job.recipe.task.name + '/')} {now}, zero-shot {then}"
     )
     return 0
+
+
+def same_buffers(method: methods.Method) -> None:
+    """Give all ranks the first one's running statistics, which a delta holds: they then answer alike."""
+    parameters = method.trained()
+    own = {name: x for name, x in method.state().items() if name not in parameters}
+    for name, x in dist.broadcast_object({name: x.cpu() for name, x in own.items()}).items():
+        own[name].copy_(x)
 
 
 def warn(section: Recipe, steps: int) -> None:

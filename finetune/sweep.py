@@ -167,14 +167,30 @@ def load_once() -> Load:
     return load
 
 
+def unfinished(mine: list[Cell]) -> list[Cell]:
+    """Return the cells that are left to run. All ranks call it.
+
+    Raises:
+        ConfigError: on every rank, where a folder holds a run of another config.
+    """
+    problem, done = None, None
+    if dist.is_main():
+        try:
+            done = [cell.finished() for cell in mine]
+        except ConfigError as error:
+            problem = str(error)
+    problem, done = dist.broadcast_object((problem, done))
+    if problem:
+        raise ConfigError(problem)
+    return [cell for cell, finished in zip(mine, done) if not finished]
+
+
 def run(mine: list[Cell], device: torch.device) -> int:
     """Run the cells that are not finished, one after the other; return the exit code. All ranks call it.
 
     A cell that fails is told and passed over.
     """
-    load, failed = load_once(), 0
-    todo = dist.broadcast_object([not cell.finished() for cell in mine] if dist.is_main() else None)
-    left = [cell for cell, wanted in zip(mine, todo) if wanted]
+    load, failed, left = load_once(), 0, unfinished(mine)
     if len(left) < len(mine):
         print_once(f"{len(mine) - len(left)} of {len(mine)} cells are finished")
     began = time.monotonic()

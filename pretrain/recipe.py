@@ -190,6 +190,7 @@ def build_loader(recipe: Recipe, words: Tokenizer) -> loader.Loader | stream.Str
             "train.epochs: with data.order=stream nobody has counted the samples; give data.samples, those of one "
             "epoch, or train.steps or train.samples instead"
         )
+    refuse_misplaced(recipe)
     kind = {"exact": loader.Loader, "stream": stream.StreamLoader}[recipe.data.order]
     return kind(
         recipe.data,
@@ -200,6 +201,25 @@ def build_loader(recipe: Recipe, words: Tokenizer) -> loader.Loader | stream.Str
         rank=dist.rank(),
         world=dist.world(),
     )
+
+
+def refuse_misplaced(recipe: Recipe) -> None:
+    """Raise a ConfigError where sources of a blend ask for what objectives or the model cannot do."""
+    blend = recipe.data.blend
+    if any(source.part for source in blend):
+        for name in recipe.objectives:
+            if issubclass(registry.find("pretrain.objectives", name).Objective, objective_base.Contrast):
+                raise config.ConfigError(
+                    f"objectives.{name} compares the rows of a step, and data.blend has two mini-batches a step; leave "
+                    "part out, or the objective"
+                )
+    look = recipe.model.look
+    other = next((source for source in blend if source.image_size not in (None, look.size)), None)
+    if other is not None and not look.sizes:
+        raise config.ConfigError(
+            f"data.blend: image_size {other.image_size}, but {recipe.model.name} reads pictures of {look.size} pixels "
+            "alone; leave image_size out"
+        )
 
 
 def architecture(recipe: Recipe, words: Tokenizer) -> dict[str, Any]:

@@ -32,6 +32,7 @@ class Look(NamedTuple):
 
     size: int  #: pixels a side
     interpolation: str = "bicubic"
+    sizes: bool = False  #: it reads pictures of other sizes too
 
 
 class Config(Section):

@@ -75,18 +75,18 @@ class OFA(base.Writer):
         """Return a freshly initialised model.
 
         Raises:
-            ConfigError: the vocabulary has another size than the config says, or no room for codes and bins.
+            ConfigError: the vocabulary is larger than the config says, or has no room for codes and bins.
         """
-        size = config.vocab_size or words.size
-        if words.size != size:
+        if config.vocab_size is not None and config.vocab_size < words.size:
             raise ConfigError(
-                f"model.vocab_size: {size}, the tokenizer with the model's codes and bins has {words.size} ids; "
-                "leave it out to take the tokenizer's"
+                f"model.vocab_size: {config.vocab_size} is too small, the tokenizer with codes and bins has "
+                f"{words.size} ids; leave it out to take the tokenizer's"
             )
-        if size <= config.codes + config.bins:
+        if words.size <= config.codes + config.bins:
             raise ConfigError(
-                f"model.vocab_size: {size} ids have no room beside {config.codes} codes and {config.bins} bins"
+                f"model.codes: {words.size} ids have no room beside {config.codes} codes and {config.bins} bins"
             )
+        words = words._replace(size=config.vocab_size or words.size)
         return cls(config.model_copy(deep=True), words)
 
     def _positions(self, layers: int) -> Positions:
@@ -148,13 +148,14 @@ class OFA(base.Writer):
         assert batch.tokens_BT is not None and batch.valid_BT is not None, "the batch has no source text"
         c = self.config
         image_BCHW, seen_B = self._pictures(batch)
+        sampled = self.training and image_BCHW.shape[-1] == c.image_size
         return self.encoder(
             self.embed_tokens(batch.tokens_BT),
             batch.valid_BT,
             image_BCHW,
             seen_B,
             draw_B=batch.draw_B,
-            keep=c.sample_patches if self.training else None,
+            keep=c.sample_patches if sampled else None,
             known=None if c.interpolate_from is None else c.interpolate_from // STRIDE,
             entangled=c.entangled_encoder,
         )

@@ -59,7 +59,7 @@ class Config(base.Config):
     token_bucket: int = Field(default=256, gt=1)
     image_bucket: int = Field(default=42, gt=0)  #: patches a side that the tables know
     attention_scale: float = Field(default=2.0, gt=0)  #: logits are divided by the root of so many times a head's width
-    sample_patches: int | None = Field(default=None, gt=0)  #: patches of a picture that training keeps; None: all
+    sample_patches: int | None = Field(default=None, gt=0)  #: patches that training keeps of pictures of image_size
     interpolate_from: int | None = Field(default=None, gt=0)  #: pixels a side whose positions larger pictures stretch
     entangled_encoder: bool = False  #: absolute positions are added to embeddings too, as in the released code's ...
     entangled_decoder: bool = False  #: ... decoder without --disable-entangle
@@ -94,7 +94,7 @@ class Config(base.Config):
     @property
     def look(self) -> base.Look:
         """Return how pictures are prepared."""
-        return base.Look(self.image_size)
+        return base.Look(self.image_size, sizes=True)
 
     @property
     def lengths(self) -> tuple[int, int | None]:
@@ -108,8 +108,8 @@ class Config(base.Config):
 
     @property
     def symbols(self) -> tuple[str, ...]:
-        """Return codes, then bins: the last ids of the vocabulary."""
-        return (*(f"<code_{n}>" for n in range(self.codes)), *(f"<bin_{n}>" for n in range(self.bins)))
+        """Return the mask, codes and bins: the last ids of the vocabulary (BART's own mask is its last one)."""
+        return ("<mask>", *(f"<code_{n}>" for n in range(self.codes)), *(f"<bin_{n}>" for n in range(self.bins)))
 
     @property
     def from_scratch(self) -> bool:

@@ -1,5 +1,6 @@
 """Cached features: training on them is training on the pictures, whatever is interrupted, shared or unusable."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -74,6 +75,16 @@ def test_rows_are_what_the_towers_say_of_the_pictures(base, shards, tmp_path):
         torch.testing.assert_close(found.features[name][good], rows_ND, rtol=0, atol=1e-6)
     got = torch.cat([batch.target_B for batch in found.scan(4)])[: len(good)]
     assert torch.equal(got, torch.cat([batch.target_B for batch in batches]))
+
+
+@pytest.mark.check("clip-adapter", 12)
+def test_other_weights_and_another_look_have_rows_of_their_own(base):
+    key = features.model_key(base, Access())
+    assert key == features.model_key(dataclasses.replace(base, source="elsewhere"), Access())
+    assert key != features.model_key(dataclasses.replace(base, weights_hash="others"), Access())
+    for change in ({"image_size": 64}, {"mean": (0.5, 0.5, 0.5)}, {"interpolation": "bilinear"}):
+        section = base.config.model_copy(update={"vision": base.config.vision.model_copy(update=change)})
+        assert key != features.model_key(dataclasses.replace(base, config=section), Access()), change
 
 
 def test_training_batches_are_those_of_the_loader_of_pictures(base, shards, tmp_path):

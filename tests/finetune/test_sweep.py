@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from finetune import results, sweep
+from finetune import claims, results, sweep
+from pretrain import config
 from pretrain.config import ConfigError
 from pretrain.report import scores
 from tests import tiny
@@ -110,8 +111,9 @@ def test_finished_cells_are_skipped_and_another_config_is_refused(swept, ranks):
     after = {path: (path / "delta.safetensors").stat().st_mtime_ns for path in runs}
     assert [path for path in runs if before[path] != after[path]] == runs[:1]
     cells = made(swept, "optim.lr=0.5")
+    assert not sweep.unfinished(sweep.as_shards(made(swept), swept / "out"))
     with pytest.raises(ConfigError, match=r"run of another config \('lr: 0\.05' there, 'lr: 0\.5' here\)"):
-        [cell.finished() for cell in sweep.as_shards(cells, swept / "out")]
+        sweep.unfinished(sweep.as_shards(cells, swept / "out"))
 
 
 def test_the_results_are_those_of_the_runs(swept):
@@ -131,6 +133,28 @@ def test_a_cell_that_fails_is_told_and_the_others_run(tmp_path, ranks):
     assert ranks.run(1, here, file, str(tmp_path / "out"), f"task.data={data}") == [1]
     finished = {path.parent.name for path in (tmp_path / "out").glob("*/delta.safetensors")}
     assert finished == {"probe-shots1-seed1", "probe-shots2-seed1"}
+
+
+@pytest.mark.slow
+def test_two_ranks_sweep_as_one_does(swept, tmp_path, ranks):
+    assert ranks.run(2, here, config_file(tmp_path), str(tmp_path / "out")) == [0, 0]
+    for path in (swept / "out").glob("*/evals.jsonl"):
+        assert (tmp_path / "out" / path.parent.name / "evals.jsonl").read_text() == path.read_text()
+
+
+def test_the_shipped_sweep_is_one():
+    file = ROOT / "finetune/configs/sweeps/iconcaps.yaml"
+    text = file.read_text()
+    assert "python -m finetune.sweep --config finetune/configs/sweeps/iconcaps.yaml" in text
+    labels = ["linear_probe", *config.read_yaml(file)["methods"]]
+    found = sweep.cells(labels, [1, 16], [1], file=str(file), out=Path("sweeps"), words=["base=x"])
+    assert [claims.role(cell.recipe.method.model_dump()) for cell in found[::2]] == [
+        "linear_probe", "coop", "cocoop", "clip_adapter", "tip", "tip_f", "full", "wise",
+    ]  # fmt: skip
+    assert {role for claim in claims.CLAIMS for role in (claim.better, *claim.worse)} - {claims.ZERO} <= {
+        claims.role(cell.recipe.method.model_dump()) for cell in found
+    }
+    assert found[-1].recipe.optim.lr == found[-3].recipe.optim.lr == 3e-5
 
 
 @pytest.mark.slow

@@ -1,11 +1,12 @@
 """OFA: published sizes, masks and modes of the decoder, incremental writing, what a hidden picture cannot change."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from pretrain import dist
+from pretrain import config, dist, plan, recipe
 from pretrain.batch import Batch
 from pretrain.config import ConfigError
 from pretrain.models import base, ofa
@@ -13,6 +14,7 @@ from pretrain.models.cache import Cache
 from pretrain.models.ofa_layers import DropPath
 from pretrain.models.patch_dropout import scores
 
+ROOT = Path(__file__).resolve().parents[3]
 TEXT, CODES, BINS = 40, 16, 10
 WORDS = base.Vocabulary(TEXT + CODES + BINS, end=2, pad=1, start=0)
 PUBLISHED = {
@@ -64,9 +66,18 @@ def batch(rows: int = 4, *, codes: bool = True, seed: int = 0, written: int = 7)
 @pytest.mark.check("ofa", 1)
 @pytest.mark.parametrize(("size", "count"), PUBLISHED.items())
 def test_published_sizes(size: str, count: int) -> None:
+    read = config.load(recipe.Recipe, ROOT / f"pretrain/configs/ofa_{size}.yaml", ["train.batch_size=8"])
     with torch.device("meta"):
-        made = ofa.OFA.build(ofa.Config(size=size), base.Vocabulary(59_457, end=2, pad=1, start=0))
+        made = ofa.OFA.build(read.model, base.Vocabulary(59_457, end=2, pad=1, start=0))
     assert sum(p.numel() for p in made.parameters()) == count
+
+
+@pytest.mark.slow
+@pytest.mark.check("ofa", 1)
+def test_a_plan_says_the_size() -> None:
+    read = config.load(recipe.Recipe, ROOT / "pretrain/configs/ofa_tiny.yaml", ["train.batch_size=8"])
+    found = plan.resolve(read, plan.Machines(cpu=False, gpu="H100"))
+    assert found.step.trained == PUBLISHED["tiny"] and found.step.rows == 8
 
 
 @pytest.mark.check("ofa", 4)
@@ -124,6 +135,8 @@ def test_sampling_all_patches_is_sampling_none() -> None:
     torch.testing.assert_close(made(given).logits_BUV, plain, rtol=0, atol=1e-12)
     made.config.sample_patches = 5
     few = made(given)
+    small = replace(given, image_NCHW=given.image_NCHW[..., :32, :32])
+    assert made(small).encoded.states_BSC.shape[1] == 4 + 6, "smaller pictures keep all of their patches"
     assert few.encoded.states_BSC.shape[1] == 5 + 6
     torch.testing.assert_close(few.logits_BUV[3], plain[3], rtol=0, atol=1e-12)  # it reads no picture
     assert torch.equal(made(given).logits_BUV, few.logits_BUV), "the draw is the sample's"
@@ -277,7 +290,8 @@ def test_mistakes_are_refused() -> None:
     with pytest.raises(ConfigError, match="room"):
         ofa.OFA.build(section(), WORDS._replace(size=26))
     with pytest.raises(ConfigError, match="66 ids"):
-        ofa.OFA.build(section(vocab_size=70), WORDS)
+        ofa.OFA.build(section(vocab_size=60), WORDS)
+    assert ofa.OFA.build(section(vocab_size=70), WORDS).embed_tokens.num_embeddings == 70
     given = batch()
     twice = replace(given, image_NCHW=torch.zeros(5, 3, 64, 64), owner_N=torch.arange(5) % 4)
     with pytest.raises(ConfigError, match="one a row"):
