@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pretrain import evaluate
+from pretrain import evaluate, pretrained
 from pretrain.data import synthetic, tokenizer
+from pretrain.export import export
 from tests import tiny
 from tests.end_to_end.jobs import pretrain
 
@@ -108,6 +109,10 @@ def test_what_a_run_writes_is_scored_again_by_evaluate(
     found = evaluate.evaluate(str(run), evaluate.read_evals(str(run), None, []))
     assert {key: score.value for key, score in found.items()} == pytest.approx(trained, rel=1e-4, abs=1e-6)
     assert "<h2>Captions</h2>" in (run / "report.html").read_text()
+    if name in ("fused", "coca"):
+        export(pretrained.load(run), tmp_path / "export", format="diptych")
+        again = evaluate.evaluate(str(tmp_path / "export"), evaluate.read_evals(str(run), None, []))
+        assert again == found
 
 
 WIDE = OFA.replace("width: 16\n  hidden: 32", "width: 64\n  hidden: 128\n  dropout: 0.0\n  drop_path: 0.0")
