@@ -1,5 +1,6 @@
 """Cached features: training on them is training on the pictures, whatever is interrupted, shared or unusable."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tests import tiny
 from tests.finetune.test_main import delta, fine_tune, recipe_file
 
 PLAIN = ("data.features=off", "data.decode=exact")
+TIP_F = "{name: tip_adapter, train_keys: true, search: false, views: 1}"
 COUNT = 23
 BAD = (4, 5, 17)
 
@@ -117,7 +119,22 @@ def test_a_picture_is_encoded_once_wherever_it_lies(base, shards, tmp_path, monk
     other.weights_hash = "another"
     table(other, shards, tmp_path, kinds=("image",))
     assert len({path.parents[1] for path in tmp_path.glob("features/*/*/*.safetensors")}) == 2
-    assert features.model_key(base, Access()) != features.model_key(base, Access(max_pixels=100))
+
+
+@pytest.mark.check("clip-adapter", 12)
+def test_the_name_of_a_cache_depends_on_weights_and_transform(base):
+    def changed(**vision: object) -> pretrained.Pretrained:
+        section = base.config.model_copy(update={"vision": base.config.vision.model_copy(update=vision)})
+        return dataclasses.replace(base, config=section)
+
+    others = [
+        dataclasses.replace(base, weights_hash="another"), changed(image_size=64), changed(interpolation="bilinear"),
+        changed(mean=(0.0, 0.0, 0.0)), changed(std=(1.0, 1.0, 1.0)),
+    ]  # fmt: skip
+    names = [features.model_key(found, Access()) for found in (base, *others)]
+    names.append(features.model_key(base, Access(max_pixels=100)))
+    assert len(set(names)) == len(names)
+    assert features.model_key(dataclasses.replace(base, source="moved"), Access()) == names[0]
 
 
 def test_an_interrupted_encoding_goes_on_behind_its_last_part(base, shards, tmp_path, monkeypatch):
@@ -175,7 +192,10 @@ def test_nodes_with_caches_of_their_own_exchange_rows(base, shards, tmp_path, ra
     torch.testing.assert_close(first, table(base, shards, tmp_path / "one").features["image_NE"], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["{name: coop, length: 4}", "{name: linear_probe, c: 1.0}"])
+@pytest.mark.check("clip-adapter", 9)
+@pytest.mark.parametrize(
+    "method", ["{name: coop, length: 4}", "{name: clip_adapter}", "{name: linear_probe, c: 1.0}", TIP_F]
+)
 def test_a_run_on_the_table_ends_as_one_that_encodes_each_step(method, tmp_path, ranks):
     file = str(recipe_file(tmp_path, method=method))
     assert ranks.run(1, fine_tune, file, "zero.stage=0") == [(0, True)]
