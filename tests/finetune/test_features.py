@@ -78,6 +78,16 @@ def test_rows_are_what_the_towers_say_of_the_pictures(base, shards, tmp_path):
     assert torch.equal(got, torch.cat([batch.target_B for batch in batches]))
 
 
+@pytest.mark.check("clip-adapter", 12)
+def test_other_weights_and_another_look_have_rows_of_their_own(base):
+    key = features.model_key(base, Access())
+    assert key == features.model_key(dataclasses.replace(base, source="elsewhere"), Access())
+    assert key != features.model_key(dataclasses.replace(base, weights_hash="others"), Access())
+    for change in ({"image_size": 64}, {"mean": (0.5, 0.5, 0.5)}, {"interpolation": "bilinear"}):
+        section = base.config.model_copy(update={"vision": base.config.vision.model_copy(update=change)})
+        assert key != features.model_key(dataclasses.replace(base, config=section), Access()), change
+
+
 def test_training_batches_are_those_of_the_loader_of_pictures(base, shards, tmp_path):
     """Replaced samples, samples and batches left out after a rollback, and where a resumed run begins."""
     section = loader.Config(shards=shards, lanes=2, workers=0, reader={"classify": {}}, decode="exact")
@@ -119,22 +129,6 @@ def test_a_picture_is_encoded_once_wherever_it_lies(base, shards, tmp_path, monk
     other.weights_hash = "another"
     table(other, shards, tmp_path, kinds=("image",))
     assert len({path.parents[1] for path in tmp_path.glob("features/*/*/*.safetensors")}) == 2
-
-
-@pytest.mark.check("clip-adapter", 12)
-def test_the_name_of_a_cache_depends_on_weights_and_transform(base):
-    def changed(**vision: object) -> pretrained.Pretrained:
-        section = base.config.model_copy(update={"vision": base.config.vision.model_copy(update=vision)})
-        return dataclasses.replace(base, config=section)
-
-    others = [
-        dataclasses.replace(base, weights_hash="another"), changed(image_size=64), changed(interpolation="bilinear"),
-        changed(mean=(0.0, 0.0, 0.0)), changed(std=(1.0, 1.0, 1.0)),
-    ]  # fmt: skip
-    names = [features.model_key(found, Access()) for found in (base, *others)]
-    names.append(features.model_key(base, Access(max_pixels=100)))
-    assert len(set(names)) == len(names)
-    assert features.model_key(dataclasses.replace(base, source="moved"), Access()) == names[0]
 
 
 def test_an_interrupted_encoding_goes_on_behind_its_last_part(base, shards, tmp_path, monkeypatch):
