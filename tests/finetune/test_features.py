@@ -21,6 +21,7 @@ from tests import tiny
 from tests.finetune.test_main import delta, fine_tune, recipe_file
 
 PLAIN = ("data.features=off", "data.decode=exact")
+TIP_F = "{name: tip_adapter, train_keys: true, search: false, views: 1}"
 COUNT = 23
 BAD = (4, 5, 17)
 
@@ -128,7 +129,6 @@ def test_a_picture_is_encoded_once_wherever_it_lies(base, shards, tmp_path, monk
     other.weights_hash = "another"
     table(other, shards, tmp_path, kinds=("image",))
     assert len({path.parents[1] for path in tmp_path.glob("features/*/*/*.safetensors")}) == 2
-    assert features.model_key(base, Access()) != features.model_key(base, Access(max_pixels=100))
 
 
 def test_an_interrupted_encoding_goes_on_behind_its_last_part(base, shards, tmp_path, monkeypatch):
@@ -186,7 +186,10 @@ def test_nodes_with_caches_of_their_own_exchange_rows(base, shards, tmp_path, ra
     torch.testing.assert_close(first, table(base, shards, tmp_path / "one").features["image_NE"], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["{name: coop, length: 4}", "{name: linear_probe, c: 1.0}"])
+@pytest.mark.check("clip-adapter", 9)
+@pytest.mark.parametrize(
+    "method", ["{name: coop, length: 4}", "{name: clip_adapter}", "{name: linear_probe, c: 1.0}", TIP_F]
+)
 def test_a_run_on_the_table_ends_as_one_that_encodes_each_step(method, tmp_path, ranks):
     file = str(recipe_file(tmp_path, method=method))
     assert ranks.run(1, fine_tune, file, "zero.stage=0") == [(0, True)]
