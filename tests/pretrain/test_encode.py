@@ -226,7 +226,7 @@ def test_other_weights_or_shards_are_not_mixed(ranks, model, shards, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["MODEL", "SHARD", "OUT"], "one of the arguments --features --scores is required"),
+        (["MODEL", "SHARD", "OUT"], "one of the arguments --features --scores --codes is required"),
         (["MODEL", "SHARD", "SHARD", "--features"], "OUT must end in .parquet"),
         (["MODEL", "SHARD", "OUT", "--scores", "--only", "text"], "--only is for --features"),
         (["MODEL", "SHARD", "OUT", "--scores", "--batch-size", "0"], "--batch-size must be"),
