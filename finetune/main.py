@@ -175,7 +175,8 @@ def run(section: Recipe, device: torch.device, load: Load = pretrained.load) -> 
         print_once(json.dumps(job.method.fit(job.read)))
         return finish(job, before, steps=0)
     with torch.no_grad():
-        job.method.prepare(job.read)
+        job.method.eval().prepare(job.read)
+    job.module.train()  # all of it: the scores of the base have left its towers in eval mode
     batches = job.training()
     train = section.train
     assert train is not None

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -79,37 +80,79 @@ def _publish(part: Path, out: Path) -> None:
 
 
 def _card(model: Pretrained, plug: base.Format, name: str, found: dict[str, float]) -> str:
-    section = model.config
+    about = _writes(model, plug, found) if "logits" in found else _compares(model, plug, found)
+    tags = "\n".join(f"- {tag}" for tag in about.tags)
     count = sum(p.numel() for p in model.model.parameters())
-    tags = "\n".join(f"- {tag}" for tag in plug.tags)
+    rows = {**about.rows, "parameters": f"{count:,}", "weights hash": model.weights_hash}
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     return f"""---
 tags:
 {tags}
-pipeline_tag: zero-shot-image-classification
+pipeline_tag: {about.task}
 ---
 # {name}
 
-A model that compares pictures and texts, trained with diptych. {(plug.__doc__ or "").splitlines()[0]}
+{about.does}, trained with diptych. {(plug.__doc__ or "").splitlines()[0]}
 
 | | |
 |---|---|
-| vision tower | {section.vision.name} {section.vision.args or ""}, {section.vision.image_size} pixels |
-| text tower | {section.text.name}, {section.text.layers} layers, at most {section.text.context_length} tokens |
-| joint width | {section.embed_dim} |
-| parameters | {count:,} |
-| weights hash | {model.weights_hash} |
+{table}
 
 Run beside the folder:
 
 ```python
-{plug.snippet.format(folder=name)}```
+{about.snippet.format(folder=name)}```
 
-Before this folder was kept it was loaded with that code's library: unit-norm features differed by at most
-{max(found["image_features"], found["text_features"]):.1e}; features of pictures prepared by its own processor had a
-cosine of at least {found["cosine"]:.6f}; the ids of {found["captions"]:.0f} captions were equal. Feed it what training
-saw: captions with mojibake repaired and HTML entities resolved (ftfy.fix_text, html.unescape), pictures with
+Before this folder was kept it was loaded with that code's library: {about.checked}. Feed it what
+training saw: captions with mojibake repaired and HTML entities resolved (ftfy.fix_text, html.unescape), pictures with
 transparency put over white.
 """
+
+
+class About(NamedTuple):
+    """What a model card says of the model."""
+
+    does: str
+    task: str  #: as the hubs call it
+    tags: tuple[str, ...]
+    rows: dict[str, str]
+    snippet: str
+    checked: str
+
+
+def _compares(model: Pretrained, plug: base.Format, found: dict[str, float]) -> About:
+    section, apart = model.config, max(found["image_features"], found["text_features"])
+    words = f"{section.text.name}, {section.text.layers} layers, at most {section.text.context_length} tokens"
+    return About(
+        does="A model that compares pictures and texts",
+        task="zero-shot-image-classification",
+        tags=plug.tags,
+        rows={
+            "vision tower": f"{section.vision.name} {section.vision.args or ''}, {section.vision.image_size} pixels",
+            "text tower": words,
+            "joint width": str(section.embed_dim),
+        },
+        snippet=plug.snippet,
+        checked=f"unit-norm features differed by at most\n{apart:.1e}; features of pictures prepared by its own "
+        f"processor had a\ncosine of at least {found['cosine']:.6f}; the ids of {found['captions']:.0f} captions were "
+        "equal",
+    )
+
+
+def _writes(model: Pretrained, plug: base.Format, found: dict[str, float]) -> About:
+    given, written = model.config.lengths
+    return About(
+        does="A model that reads a picture and a text, and writes",
+        task="image-text-to-text",
+        tags=plug.writing_tags,
+        rows={
+            "model": model.config.file,
+            "text": f"reads at most {given} tokens, writes {written}; {model.tokenizer.vocab_size:,} ids",
+        },
+        snippet=plug.writing_snippet,
+        checked=f"of {found['captions']:.0f} pictures and texts\nas its own code prepares them, logits differed by at "
+        f"most {found['logits']:.1e} of the largest",
+    )
 
 
 def main(words: list[str] | None = None) -> int:

@@ -18,10 +18,10 @@ from pretrain.data.readers import base as readers
 from pretrain.data.shards import Store
 from pretrain.data.tokenizer import clean
 from pretrain.exports import base
-from pretrain.exports.base import Reader
+from pretrain.exports.base import Reader, WritingReader
 from pretrain.pretrained import Pretrained
 
-TOLERANCE = 1e-5  #: on unit-norm features; on logits times the scale
+TOLERANCE = 1e-5  #: on unit-norm features; on logits times the scale; of a writer, on logits over the largest
 COSINE = 0.9999  #: between features of one picture prepared by them and by us
 LINES = (
     "a photo of a cat",
@@ -84,12 +84,14 @@ def real(shards: str, *, count: int = 32) -> Pairs:
 
 
 @torch.no_grad()
-def verify(model: Pretrained, reader: Reader, pairs: Pairs) -> dict[str, float]:
+def verify(model: Pretrained, reader: Reader | WritingReader, pairs: Pairs) -> dict[str, float]:
     """Return the largest differences.
 
     Raises:
         ExportError: one is too large, or token ids differ; the message says which and where.
     """
+    if isinstance(reader, WritingReader):
+        return _verify_writing(model, reader, pairs)
     tokens_BT = _tokens(model, reader, [clean(line) for line in pairs.captions])
     ours_NCHW = torch.stack([base.our_pixels(model, picture) for picture in pairs.pictures])
     noise_NCHW = torch.randn(ours_NCHW.shape, generator=torch.Generator().manual_seed(0))
@@ -106,6 +108,20 @@ def verify(model: Pretrained, reader: Reader, pairs: Pairs) -> dict[str, float]:
         if not difference <= TOLERANCE:
             raise ExportError(f"{name} differ by {difference:.2e} from the model's, over {TOLERANCE}")
     return {**found, **_processor(model, reader, pairs.pictures), "captions": float(len(tokens_BT))}
+
+
+def _verify_writing(model: Pretrained, reader: WritingReader, pairs: Pairs) -> dict[str, float]:
+    """Compare what is read of pictures and texts, and what may be written at each place."""
+    batch, theirs = base.our_batch(model, pairs.pictures, pairs.captions), reader.batch(pairs.pictures, pairs.captions)
+    others = theirs.tensors()
+    for name, tensor in batch.tensors().items():
+        if not torch.equal(tensor, others[name]):
+            raise ExportError(f"{name} of the same pictures and texts differs from the model's")
+    logits_BUV = model.model(batch).logits_BUV
+    apart = _apart(logits_BUV, reader.logits(theirs)) / float(logits_BUV.abs().max())
+    if not apart <= TOLERANCE:
+        raise ExportError(f"logits differ by {apart:.2e} of the largest from the model's, over {TOLERANCE}")
+    return {"logits": apart, "captions": float(len(batch))}
 
 
 def _processor(model: Pretrained, reader: Reader, pictures: list[Image.Image]) -> dict[str, float]:

@@ -8,6 +8,7 @@ import torch
 from pretrain import dist, pretrained, recipe
 from pretrain.batch import Batch, Record
 from pretrain.data import synthetic, tokenizer
+from pretrain.models import base as models
 from pretrain.models import text, vision, vlm
 from pretrain.pretrained import Pretrained
 
@@ -100,10 +101,12 @@ def config_file(folder: Path) -> Path:
     return path
 
 
-def pretrained_model(section: vlm.Config, *, seed: int = 0) -> Pretrained:
+def pretrained_model(section: models.Config, *, seed: int = 0) -> Pretrained:
     """Return a model over a freshly trained BPE of the made-up captions, norms and biases away from one and zero."""
     words = tokenizer.train([f"a picture of one {name} on a plain ground" for name in synthetic.CLASSES], 600)
-    section.text.vocab_size = None
+    words = words.extended(section.symbols)
+    if isinstance(section, vlm.Config):
+        section.text.vocab_size = None
     torch.manual_seed(seed)
     made = recipe.build_model(section, words)
     state = {n: x + 0.02 * torch.randn_like(x) if x.is_floating_point() else x for n, x in made.state_dict().items()}

@@ -30,10 +30,10 @@ def normalised(found: Any, what: str, size: tuple[float, float], *, layout: Layo
         boxes_K4[:, 2:] = boxes_K4[:, :2] + width_K2
     if unit == "pixels":
         if np.abs(boxes_K4).max() <= 1 and min(size) > 2:
-            raise BadSample(f"{what} looks like fractions, set data.reader.grounding.unit: fractions ({found})")
+            raise BadSample(f"{what} looks like fractions, set unit: fractions ({found})")
         boxes_K4 /= np.array([*size, *size])
     elif np.abs(boxes_K4).max() > 1.5:
-        raise BadSample(f"{what} looks like pixels, set data.reader.grounding.unit: pixels ({found})")
+        raise BadSample(f"{what} looks like pixels, set unit: pixels ({found})")
     inside_K4 = boxes_K4.clip(0, 1)
     if not (inside_K4[:, 2:] > inside_K4[:, :2]).all():
         raise BadSample(f"{what} has no area inside the picture of {size[0]:g} x {size[1]:g}: {found}")

@@ -49,7 +49,9 @@ class Negatives:
     def check_captions(self) -> None:
         """Raise a ConfigError where there are no captions to draw from."""
         if not self.captions and self.others is None:
-            raise ConfigError(f"{self.where}.captions: data.order=stream draws no other sample; name a file")
+            raise ConfigError(
+                f"{self.where}.captions: only local shards in exact order give other samples; name a file"
+            )
 
     def check_answers(self) -> None:
         """Raise a ConfigError where there are no answers to draw from."""
@@ -123,7 +125,7 @@ def _answers(file: str, where: str) -> dict[str, list[str]]:
         raise ConfigError(f"{where}: {file} cannot be read as json ({error})") from None
 
     def listed(one: Any) -> bool:
-        return isinstance(one, list) and len(one) > 0 and all(isinstance(x, str) for x in one)
+        return isinstance(one, list) and len(one) > 0 and all(isinstance(x, str) and "\0" not in x for x in one)
 
     if not isinstance(tree, dict) or OTHER not in tree or not all(map(listed, tree.values())):
         raise ConfigError(f'{where}: {file} must map types to lists of answers, one of the types "{OTHER}"')

@@ -72,6 +72,11 @@ class Beside(Section):
     instruction: dict[str, dict[str, Any]] = {}  # noqa: RUF012  #: a paper's words around it, as {ofa: {tasks: [caption]}}
     regions: Regions | None = None  #: what a detector has found in its picture; none: it is not read
 
+    def of(self, source: Config) -> "Beside":
+        """Return what is done with samples of one source of a blend."""
+        instruction = self.instruction if source.instruction is None else source.instruction
+        return Beside(instruction=instruction, regions=source.regions or self.regions)
+
 
 def check(blend: Sequence[Config]) -> None:
     """Refuse entries that contradict each other.
@@ -118,7 +123,8 @@ def one(
     store = Store(catalog, seed=seed)
     if beside is None:
         return Source("", store, made)
-    others = functools.partial(_other, store, made) if sum(catalog.sizes) else None
+    near = catalog.depot is None and sum(catalog.sizes) > 0  # of remote shards, each would be a download
+    others = functools.partial(_other, store, made) if near else None
     laid = instructions.make(beside.instruction, others=others)
     return Source("", store, made, instruction=laid, regions=beside.regions)
 
@@ -151,9 +157,7 @@ def several(
         name = name_of(section, number)
         own = hash64(seed, "source", number)
         try:
-            given = beside or Beside()
-            instruction = given.instruction if section.instruction is None else section.instruction
-            mine = Beside(instruction=instruction, regions=section.regions or given.regions)
+            mine = (beside or Beside()).of(section)
             made = one(section.shards, section.reader or reader, seed=own, access=access, beside=mine)
         except ConfigError as error:
             raise ConfigError(f"data.blend, source {name!r}: {error}") from None

@@ -1,6 +1,7 @@
 """What an export format is: it writes a folder, and reads it back with the library that the folder is for.
 
-Shapes: N = images, B = texts, T = tokens, E = joint embedding width, S = side of a picture in pixels.
+Shapes: N = images, B = texts, T = tokens, U = places of a decoder, V = vocabulary, E = joint embedding width,
+S = side of a picture in pixels.
 """
 
 import json
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pretrain.batch import Batch, Example
 from pretrain.models import vision
 from pretrain.pretrained import Pretrained
 
@@ -32,12 +34,22 @@ class Reader:
     floors_crop: bool = False  #: cuts at the floor of half the excess, where torchvision and we round it
 
 
+@dataclass
+class WritingReader:
+    """An export of a model that reads pictures and a text, and writes."""
+
+    batch: Callable[[Sequence[Image.Image], Sequence[str]], Batch]  #: pictures and texts, which are read and written
+    logits: Callable[[Batch], Tensor]  #: at each place of the decoder [B, U, V]
+
+
 class Format:
     """Base of every format."""
 
     tags: tuple[str, ...] = ()  #: of the model card
+    writing_tags: tuple[str, ...] = ()  #: the same of a model that writes
     holds = ("vlm",)  #: files of models that it can hold; a model of another is refused
     snippet = ""  #: Python for the model card; {folder} is the export's name
+    writing_snippet = ""  #: the same of a model that writes
 
     def write(self, model: Pretrained, folder: Path) -> None:
         """Fill an empty folder.
@@ -50,9 +62,19 @@ class Format:
     def settle(self, folder: Path, final: Path) -> None:
         """Change what names the folder itself, once it is verified and before it becomes `final`."""
 
-    def read(self, folder: Path) -> Reader:
+    def read(self, folder: Path) -> Reader | WritingReader:
         """Load the folder offline, with the library that it is for and nothing of ours."""
         raise NotImplementedError
+
+
+def our_batch(model: Pretrained, pictures: Sequence[Image.Image], texts: Sequence[str]) -> Batch:
+    """Return pictures, in turn, each with a text that is given and a text that is written."""
+    shown = [model.transform.evaluate(np.asarray(picture.convert("RGB"))) for picture in pictures]
+    rows = [
+        model.composer.row(Example(text, images=[], prefix=text, suffix=text), [shown[number % len(shown)]])
+        for number, text in enumerate(texts)
+    ]
+    return model.composer.collate(rows)
 
 
 def our_pixels(model: Pretrained, picture: Image.Image) -> Tensor:

@@ -13,12 +13,25 @@ from pretrain.metrics.interval import Score, proportion
 
 def iou(left_K4: Tensor, right_K4: Tensor) -> Tensor:
     """Return intersection over union of each pair, [K]; 0 where a box has no area."""
+    common_K = _common(left_K4, right_K4)
+    union_K = _area(left_K4) + _area(right_K4) - common_K
+    return torch.where(common_K > 0, common_K / union_K, 0.0)
+
+
+def covered(left_K4: Tensor, right_K4: Tensor) -> Tensor:
+    """Return the share of each left box that the right one covers, [K]: for cells of a grid, smaller than any box."""
+    common_K = _common(left_K4, right_K4)
+    return torch.where(common_K > 0, common_K / _area(left_K4), 0.0)
+
+
+def _common(left_K4: Tensor, right_K4: Tensor) -> Tensor:
     low_K2 = torch.maximum(left_K4[:, :2], right_K4[:, :2])
     high_K2 = torch.minimum(left_K4[:, 2:], right_K4[:, 2:])
-    common_K = (high_K2 - low_K2).clamp(min=0).prod(1)
-    area = [(box[:, 2:] - box[:, :2]).clamp(min=0).prod(1) for box in (left_K4, right_K4)]
-    union_K = area[0] + area[1] - common_K
-    return torch.where(common_K > 0, common_K / union_K, 0.0)
+    return (high_K2 - low_K2).clamp(min=0).prod(1)
+
+
+def _area(box_K4: Tensor) -> Tensor:
+    return (box_K4[:, 2:] - box_K4[:, :2]).clamp(min=0).prod(1)
 
 
 def accuracy(iou_N: Sequence[float], threshold: float = 0.5) -> Score:

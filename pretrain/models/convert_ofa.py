@@ -8,15 +8,14 @@ The text stack of Base and Large starts from BART (`from_bart`): its layers are 
 weights transfer and the function does not; BART's table of positions begins two rows later.
 """
 
-import argparse
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from pretrain.config import ConfigError
+from pretrain.models import weight_files
 
 POSITIONS = (
     "embed_positions", "embed_image_positions", "pos_ln", "image_pos_ln",
@@ -38,26 +37,15 @@ LAYER = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.([^.]+)(.*)")
 
 
 def read(path: str, *, key: str) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file or a pickle, of fairseq (`model`) or another, in float32.
+    """Return the tensors of a safetensors file or a pickle, fairseq's or another's, in float32.
 
     Raises:
-        ConfigError: no such file, or one that holds more than tensors and plain options.
+        ConfigError: no such file, or one that cannot be read.
     """
     if not Path(path).is_file():
         raise ConfigError(f"{key}: {path} is no file; give a .safetensors, .pt, .pth or .bin")
-    try:
-        if path.endswith(".safetensors"):
-            from safetensors.torch import load_file
-
-            tree = load_file(path)
-        else:
-            with torch.serialization.safe_globals([argparse.Namespace]):  # fairseq keeps its options beside
-                tree = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's unpickler raises nearly anything on damaged bytes
-        raise ConfigError(f"{key}: {path} cannot be read ({str(error)[:200]})") from error
-    state = next((tree[name] for name in ("model", "state_dict") if isinstance(tree.get(name), dict)), tree)
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+    state = weight_files.of_file(Path(path))
+    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
 
 
 def is_ofa(state: Mapping[str, Tensor]) -> bool:

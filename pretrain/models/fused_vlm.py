@@ -189,6 +189,7 @@ class FusedEncodings(vlm.Encodings):
     def _vision(self) -> vision_towers.Output:
         if self.batch.image_NCHW is not None:
             return super()._vision
+        assert self.batch.image_NE is None, "a picture's kept feature is not enough for text that reads its tokens"
         # ranks with and without pictures call the same modules: ZeRO-3 waits for all
         size, like = self.model.config.vision.image_size, self.model.bridge.linear.weight
         nothing_1CHW = torch.zeros(1, 3, size, size, dtype=like.dtype, device=like.device)

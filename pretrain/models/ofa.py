@@ -11,30 +11,22 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pretrain.batch import Batch
 from pretrain.config import ConfigError
 from pretrain.models import base, blocks, convert_ofa
 from pretrain.models.cache import Cache
 from pretrain.models.depth import Depth
+from pretrain.models.encoder_decoder import WordTable
 from pretrain.models.ofa_config import CODE_PIXELS, Config
 from pretrain.models.ofa_decoder import Decoder
-from pretrain.models.ofa_encoder import Encoded, Encoder
+from pretrain.models.ofa_encoder import Encoded, Encoder, Pictures
 from pretrain.models.ofa_layers import Shape
 from pretrain.models.ofa_positions import Positions
 from pretrain.models.resnet_stem import BLOCKS, STRIDE, ResNetStem
 from pretrain.models.vision import Normalise
 
 __all__ = ["OFA", "Config", "Encodings", "Model"]
-
-
-class Words(nn.Embedding):
-    """The one matrix of encoder input, decoder input and output; one module, so that ZeRO-3 gathers it by hooks."""
-
-    def forward(self, x: Tensor, *, score: bool = False) -> Tensor:
-        """Return embeddings [.., C] of ids, or with `score` logits [.., V] of states."""
-        return F.linear(x, self.weight) if score else super().forward(x)
 
 
 class OFA(base.Writer):
@@ -50,7 +42,7 @@ class OFA(base.Writer):
             size.width, size.hidden, size.heads, config.attention_scale, config.dropout, config.attention_dropout
         )
         self.normalise = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-        self.embed_tokens = Words(words.size, size.width, padding_idx=words.pad)
+        self.embed_tokens = WordTable(words.size, size.width, padding_idx=words.pad)
         stem = ResNetStem(
             BLOCKS[size.stem] if isinstance(size.stem, str) else size.stem,
             norm=config.batch_norm,
@@ -147,40 +139,38 @@ class OFA(base.Writer):
         """Return what the decoder reads of a batch."""
         assert batch.tokens_BT is not None and batch.valid_BT is not None, "the batch has no source text"
         c = self.config
-        image_BCHW, seen_B = self._pictures(batch)
-        sampled = self.training and image_BCHW.shape[-1] == c.image_size
+        pictures = self._pictures(batch)
+        sampled = self.training and pictures.image_NCHW.shape[-1] == c.image_size
         return self.encoder(
             self.embed_tokens(batch.tokens_BT),
             batch.valid_BT,
-            image_BCHW,
-            seen_B,
+            pictures,
             draw_B=batch.draw_B,
             keep=c.sample_patches if sampled else None,
             known=None if c.interpolate_from is None else c.interpolate_from // STRIDE,
             entangled=c.entangled_encoder,
         )
 
-    def _pictures(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return a normalised picture a row, zeros where there is none, and where there is one."""
+    def _pictures(self, batch: Batch) -> Pictures:
+        """Return the normalised pictures of a batch; ZeRO-3 compares which modules a rank calls, so there is one."""
         assert batch.valid_BT is not None
         rows, device = len(batch), batch.valid_BT.device
         seen_B = torch.zeros(rows, dtype=torch.bool, device=device)
-        image_NCHW, owner_N, side = batch.image_NCHW, batch.owner_N, self.config.image_size
-        if image_NCHW is None:  # all that follows runs nevertheless: ZeRO-3 compares which modules a rank calls
-            image_NCHW = torch.zeros(0, 3, side, side, dtype=torch.uint8, device=device)
-            owner_N = torch.zeros(0, dtype=torch.long, device=device)
-        image_NCHW = self.normalise(image_NCHW).to(self.encoder.image_proj.weight.dtype)
+        image_NCHW, owner_N, found = batch.image_NCHW, batch.owner_N, batch.image_NCHW is not None
+        if image_NCHW is None:
+            image_NCHW = torch.zeros(1, 3, STRIDE, STRIDE, dtype=torch.uint8, device=device)
+            owner_N = torch.zeros(1, dtype=torch.long, device=device)
         if len(image_NCHW) > rows:
             raise ConfigError(
                 f"data.reader: gives {len(image_NCHW)} pictures for {rows} rows, OFA reads one a row; paste them "
                 "side by side into one"
             )
+        owner_N = torch.arange(rows, device=device) if owner_N is None else owner_N
+        image_NCHW = self.normalise(image_NCHW).to(self.encoder.image_proj.weight.dtype)
         if batch.hole_N is not None:
             image_NCHW = hide_middle(image_NCHW, batch.hole_N)
-        owner_N = torch.arange(rows, device=device) if owner_N is None else owner_N
-        image_BCHW = image_NCHW.new_zeros(rows, *image_NCHW.shape[1:]).index_copy(0, owner_N, image_NCHW)
-        seen_B = seen_B.index_fill(0, owner_N, value=True)
-        return image_BCHW.contiguous(memory_format=torch.channels_last), seen_B
+        image_NCHW = image_NCHW.contiguous(memory_format=torch.channels_last)
+        return Pictures(image_NCHW, owner_N, seen_B.index_fill(0, owner_N, value=True) if found else seen_B, found)
 
     def remember(self, batch: Batch) -> base.Memory:
         """Return what the decoder reads of a batch, and what it writes of each row: text or codes."""
@@ -200,7 +190,7 @@ class OFA(base.Writer):
         """Return logits [B, U, V]."""
         words_BUC = self.embed_tokens(tokens_BU)
         states_BUC = self.decoder(words_BUC, read, codes_B, cache, entangled=self.config.entangled_decoder)
-        return self.embed_tokens(states_BUC, score=True)
+        return self.embed_tokens(states_BUC)
 
 
 Model = OFA

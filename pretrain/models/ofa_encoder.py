@@ -1,6 +1,8 @@
 """OFA's encoder: patches of a ResNet stem, then source tokens, in one pre-norm stack.
 
-A row without a picture gets a zero picture whose patches nobody reads, so that all ranks run the same modules.
+A row without a picture has patches of zeros that nobody reads; a rank without pictures runs its stem on a stand-in, so
+that all ranks run the same modules. (The release runs its stem on a zero picture for each such row, which its batch
+norms count.)
 
 Shapes: B = rows, N = images, P = patches, T = source tokens, S = P + T, C = width, H = heads, D = width of a head.
 """
@@ -23,6 +25,15 @@ class Encoded(NamedTuple):
     states_BSC: Tensor
     valid_BS: Tensor
     positions_BSC: Tensor  #: normalised absolute positions; one row where they are equal in all
+
+
+class Pictures(NamedTuple):
+    """The pictures of a batch; of one without, a stand-in that no row reads."""
+
+    image_NCHW: Tensor  #: normalised
+    owner_N: Tensor
+    seen_B: Tensor  #: bool, the row has a picture
+    any: bool
 
 
 class Patches(NamedTuple):
@@ -54,8 +65,7 @@ class Encoder(nn.Module):
         self,
         words_BTC: Tensor,
         valid_BT: Tensor,
-        image_BCHW: Tensor,
-        seen_B: Tensor,
+        pictures: Pictures,
         *,
         draw_B: Tensor | None = None,
         keep: int | None = None,
@@ -67,15 +77,14 @@ class Encoder(nn.Module):
         Args:
             words_BTC: embedded source tokens.
             valid_BT: False on padding.
-            image_BCHW: one normalised picture a row, zeros where there is none.
-            seen_B: where there is one.
+            pictures: one a row at most.
             draw_B: each row's hash, which says what it keeps.
             keep: patches of each picture that training keeps; None: all.
             known: side of the grid whose positions are stretched over a larger one; None: never.
             entangled: absolute positions are added to the embeddings as well.
         """
         table = self.positions
-        patches = self._patches(image_BCHW, draw_B=draw_B, keep=keep, known=known)
+        patches = self._patches(pictures, draw_B=draw_B, keep=keep, known=known)
         place_T = torch.arange(words_BTC.shape[1], device=words_BTC.device)
         place_1TC = table.embed_positions(place_T)[None]
         image_BPC, text_BTC = patches.x_BPC + self._type(1), words_BTC + self._type(0)
@@ -83,7 +92,7 @@ class Encoder(nn.Module):
             image_BPC, text_BTC = image_BPC + patches.positions_BPC, text_BTC + place_1TC
         image_BPC, text_BTC = self.patch_layernorm_embedding(image_BPC), self.layernorm_embedding(text_BTC)
         x_BSC = self.dropout(torch.cat([image_BPC, text_BTC], 1))
-        valid_BS = torch.cat([seen_B[:, None].expand(image_BPC.shape[:2]), valid_BT], 1)
+        valid_BS = torch.cat([pictures.seen_B[:, None].expand(image_BPC.shape[:2]), valid_BT], 1)
 
         seen = table.image_pos_ln(patches.positions_BPC)
         read = table.pos_ln(place_1TC).expand(len(seen), -1, -1)
@@ -103,16 +112,17 @@ class Encoder(nn.Module):
     def _type(self, kind: int) -> Tensor:
         return self.type_embedding(torch.tensor([kind], device=self.type_embedding.weight.device))
 
-    def _patches(self, image_BCHW: Tensor, *, draw_B: Tensor | None, keep: int | None, known: int | None) -> Patches:
-        grid_BCHW = self.embed_images(image_BCHW)
-        rows, columns = grid_BCHW.shape[-2:]
+    def _patches(self, pictures: Pictures, *, draw_B: Tensor | None, keep: int | None, known: int | None) -> Patches:
+        grid_NCHW = self.embed_images(pictures.image_NCHW, counted=pictures.any)
+        rows, columns = grid_NCHW.shape[-2:]
         side = self.positions.side
         if max(rows, columns) > side:
             raise ConfigError(
                 f"model.image_bucket: pictures of {rows * 16} x {columns * 16} pixels are {rows} x {columns} patches, "
                 f"positions know {side} x {side}; prepare smaller pictures or raise it"
             )
-        x_BPC = grid_BCHW.flatten(2).transpose(1, 2)
+        x_NPC = grid_NCHW.flatten(2).transpose(1, 2)
+        x_BPC = x_NPC.new_zeros(len(pictures.seen_B), *x_NPC.shape[1:]).index_copy(0, pictures.owner_N, x_NPC)
         ids_1P = grid_positions(rows, columns, side, x_BPC.device)[None]
         stretched = known is not None and rows * columns > known**2
         positions_1PC = (

@@ -23,7 +23,19 @@ EXPANSION = 4
 Norm = Literal["plain", "sync", "frozen"]
 
 
-class FrozenBatchNorm(nn.BatchNorm2d):
+class BatchNorm(nn.BatchNorm2d):
+    """A batch norm that a stand-in for missing pictures passes through as in evaluation: nothing counts it."""
+
+    counted = True  #: set by the stem for the pass that follows
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Return x, normalised by its own mean and variance in training."""
+        if self.counted:
+            return super().forward(x_NCHW)
+        return F.batch_norm(x_NCHW, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+class FrozenBatchNorm(BatchNorm):
     """A batch norm that is a fixed affine map: all four of its vectors are buffers, in training too."""
 
     def __init__(self, channels: int) -> None:
@@ -39,36 +51,43 @@ class FrozenBatchNorm(nn.BatchNorm2d):
         return super().train(mode=False)  # type: ignore[return-value]
 
 
-class SyncBatchNorm(nn.BatchNorm2d):
-    """A batch norm over the rows of all ranks, which must hold equally many pixels; torch's own needs a GPU."""
+class SyncBatchNorm(BatchNorm):
+    """A batch norm over the pictures of all ranks, however many each has; torch's own needs a GPU."""
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Return x, normalised by the mean and variance of all ranks; gradients flow to the rows of every rank."""
+        """Return x, normalised by the mean and variance of all ranks; gradients flow to the pictures of every rank."""
         if not self.training or dist.world() == 1:
             return super().forward(x_NCHW)
+        assert self.running_mean is not None and self.running_var is not None
         x = x_NCHW.float() if x_NCHW.dtype in (torch.float16, torch.bfloat16) else x_NCHW
-        mean_C = dist.gather_with_grad(x.mean((0, 2, 3))[None]).mean(0)
+        count_1 = x.new_full((1,), float(self.counted) * x.numel() / x.shape[1])
+        both = dist.gather_with_grad(torch.cat([x.sum((0, 2, 3)) * self.counted, count_1])[None]).sum(0)
+        total = both[-1:].detach()
+        some, divisor = total > 0, total.clamp(min=1)
+        mean_C = torch.where(some, both[:-1] / divisor, self.running_mean.to(x))
         centred = x - mean_C[:, None, None]
-        variance_C = dist.gather_with_grad(centred.square().mean((0, 2, 3))[None]).mean(0)
-        self._follow(mean_C.detach(), variance_C.detach(), dist.world() * x.numel() // x.shape[1])
+        squares_C = dist.gather_with_grad(centred.square().sum((0, 2, 3))[None] * self.counted).sum(0)
+        variance_C = torch.where(some, squares_C / divisor, self.running_var.to(x))
+        self._follow(mean_C.detach(), variance_C.detach() * divisor / (divisor - 1).clamp(min=1), some)
         scale_C = (variance_C + self.eps).rsqrt() * self.weight
         return (centred * scale_C[:, None, None] + self.bias[:, None, None]).to(x_NCHW.dtype)
 
     @torch.no_grad()
-    def _follow(self, mean_C: Tensor, variance_C: Tensor, count: int) -> None:
+    def _follow(self, mean_C: Tensor, variance_C: Tensor, some: Tensor) -> None:
+        """Move the statistics that evaluation uses; where no rank had a picture they stay."""
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         self.num_batches_tracked += 1
-        self.running_mean.lerp_(mean_C.to(self.running_mean), float(self.momentum or 0))
-        self.running_var.lerp_(variance_C.to(self.running_var) * (count / (count - 1)), float(self.momentum or 0))
+        for kept, seen in ((self.running_mean, mean_C), (self.running_var, variance_C)):
+            kept.lerp_(seen.to(kept), some.to(kept) * float(self.momentum or 0))
 
 
-NORMS: dict[str, type[nn.BatchNorm2d]] = {"plain": nn.BatchNorm2d, "sync": SyncBatchNorm, "frozen": FrozenBatchNorm}
+NORMS: dict[str, type[BatchNorm]] = {"plain": BatchNorm, "sync": SyncBatchNorm, "frozen": FrozenBatchNorm}
 
 
 class Bottleneck(nn.Module):
     """1x1, 3x3 (with the stride), 1x1 convolutions around a shortcut."""
 
-    def __init__(self, inputs: int, width: int, *, stride: int, norm: type[nn.BatchNorm2d]) -> None:
+    def __init__(self, inputs: int, width: int, *, stride: int, norm: type[BatchNorm]) -> None:
         super().__init__()
         outputs = EXPANSION * width
         self.conv1, self.bn1 = nn.Conv2d(inputs, width, 1, bias=False), norm(width)
@@ -103,12 +122,18 @@ class ResNetStem(nn.Module):
                 inputs = EXPANSION * inner
             setattr(self, f"layer{stage + 1}", nn.Sequential(*parts))
         self.channels = inputs
+        self._norms = [part for part in self.modules() if isinstance(part, BatchNorm)]
         for part in self.modules():
             if isinstance(part, nn.Conv2d):
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, image_NCHW: Tensor) -> Tensor:
-        """Return the grid [N, channels, H / 16, W / 16] of normalised pictures."""
+    def forward(self, image_NCHW: Tensor, *, counted: bool = True) -> Tensor:
+        """Return the grid [N, channels, H / 16, W / 16] of normalised pictures.
+
+        With `counted` false they are a stand-in on a rank without pictures: no statistics are taken of them.
+        """
+        for norm in self._norms:
+            norm.counted = counted
         x = self.maxpool(F.relu(self.bn1(self.conv1(image_NCHW))))
         return self.layer3(self.layer2(self.layer1(x)))  # type: ignore[operator]
 

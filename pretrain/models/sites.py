@@ -4,7 +4,7 @@ Adapters, LoRA and prefixes replace modules at these places before ZeRO sees the
 same for every kind of tower, whatever its modules are called:
 
     qkv (one linear for all three) or q, k, v;   out, up, down;   and per layer the modules whose outputs are added
-    to the residual stream: attention, mlp
+    to the residual stream: attention, mlp;   where text reads pictures also cross_q, cross_kv, cross_out and cross
 
 Convolutional towers have no such layers and offer no sites.
 """
@@ -42,9 +42,9 @@ class Site(NamedTuple):
     """One place where a module may be replaced."""
 
     name: str  #: of the module in the model, as `named_modules` says it
-    role: str  #: qkv, q, k, v, out, up, down, attention or mlp
+    role: str  #: one of the above
     layer: int  #: counted from the input of its tower
-    tower: str  #: "vision" or "text"
+    tower: str  #: "vision", "text" or "fusion"
     width: int  #: features that come out of the module
 
 

@@ -1,5 +1,6 @@
 """Weights and configs as other libraries leave them in a folder: safetensors in one file or several, or a pickle."""
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def of_folder(path: Path, names: tuple[str, str] = ("model.safetensors", "pytorc
 
 
 def of_file(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file; a pickle may hold them under `state_dict`, and nothing that runs.
+    """Return the tensors of a file; a pickle may hold them under `state_dict` or `model`, and nothing that runs.
 
     Raises:
         ConfigError: it cannot be read.
@@ -56,8 +57,9 @@ def of_file(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # fairseq keeps its options beside
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's unpickler raises nearly anything on damaged bytes
         raise ConfigError(f"model: {path} cannot be read ({str(error)[:200]}); fetch or write it again") from error
-    state = found.get("state_dict", found)
+    state = next((found[name] for name in ("state_dict", "model") if isinstance(found.get(name), dict)), found)
     return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}

@@ -43,5 +43,6 @@ class Objective(base.Objective):
         assert batch.tokens_BT is not None and batch.blocks_BT is not None and batch.labels_BT is not None
         states_BTC = encodings.fuse(batch.tokens_BT, batch.blocks_BT, valid_BT=batch.valid_BT)
         logits_BTV = encodings.lm_logits(states_BTC)
-        loss_B = token_sum(logits_BTV, next_words(batch.labels_BT), smoothing=self.config.smoothing)
+        said_BT = next_words(batch.labels_BT)
+        loss_B = token_sum(logits_BTV, said_BT, weight_B=batch.weight_B, smoothing=self.config.smoothing)
         return base.over(loss_B.sum(), prepared.count), {}

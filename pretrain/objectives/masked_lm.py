@@ -47,5 +47,5 @@ class Objective(base.Objective):
         """Return this batch's share of the loss."""
         tokens_BT, labels_BT = prepared.draws["tokens_BT"], prepared.draws["labels_BT"]
         states_BTC = encodings.fuse(tokens_BT, torch.zeros_like(tokens_BT), valid_BT=encodings.batch.valid_BT)
-        loss_B = token_sum(encodings.lm_logits(states_BTC), labels_BT)
+        loss_B = token_sum(encodings.lm_logits(states_BTC), labels_BT, weight_B=encodings.batch.weight_B)
         return base.over(loss_B.sum(), prepared.count), {}

@@ -103,7 +103,9 @@ class Objective(base.Objective):
         states_RTC = encodings.fuse(
             draws["tokens_RT"], draws["blocks_RT"], image_B.repeat(times), valid_BT.repeat(times, 1)
         )
-        loss_R = token_sum(encodings.lm_logits(states_RTC), draws["labels_RT"])
+        weight_B = encodings.batch.weight_B
+        weight_R = None if weight_B is None else weight_B.repeat(times)
+        loss_R = token_sum(encodings.lm_logits(states_RTC), draws["labels_RT"], weight_B=weight_R)
         mlm = base.over((loss_R * ~draws["causal_R"]).sum(), prepared.count[0])
         lm = base.over((loss_R * draws["causal_R"]).sum(), prepared.count[1])
         return self.config.mlm * mlm + self.config.lm * lm, {"mlm": mlm / prepared.part, "lm": lm / prepared.part}

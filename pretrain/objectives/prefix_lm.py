@@ -49,5 +49,5 @@ class Objective(base.Objective):
         batch = encodings.batch
         assert batch.tokens_BT is not None
         states_BTC = encodings.fuse(batch.tokens_BT, prepared.draws["blocks_BT"], valid_BT=batch.valid_BT)
-        loss_B = token_sum(encodings.lm_logits(states_BTC), prepared.draws["labels_BT"])
+        loss_B = token_sum(encodings.lm_logits(states_BTC), prepared.draws["labels_BT"], weight_B=batch.weight_B)
         return base.over(loss_B.sum(), prepared.count), {}

@@ -95,23 +95,25 @@ def text_length(recipe: Recipe, words: Tokenizer) -> int | None:
     """
     data = recipe.data
     first, reader = (data.shards, data.reader) if data.shards else (data.blend[0].shards, data.blend[0].reader)
+    beside = data.beside if data.shards else data.beside.of(data.blend[0])
     path = expand(first, data)[0]
     if not isinstance(path, Path) or not format.index_path(path).exists():
         return None
     try:
-        source = sources.one(str(path), reader or data.reader, seed=recipe.run.seed, access=data)
-        return max(_lengths(source, source.store, recipes.build_composer(recipe.model, words)), default=None)
+        source = sources.one(str(path), reader or data.reader, seed=recipe.run.seed, access=data, beside=beside)
+        composer, side = recipes.build_composer(recipe.model, words), recipe.model.look.size
+        return max(_lengths(source, source.store, composer, side), default=None)
     except ShardError:
         return None
 
 
-def _lengths(source: Source, store: Store, composer: recipes.Composer) -> Iterator[int]:
+def _lengths(source: Source, store: Store, composer: recipes.Composer, side: int) -> Iterator[int]:
     for member in range(min(CAPTIONS, store.catalog.sizes[0])):
         try:
-            example = source.reader.read(store.read(Place(0, member, 0, member)))
+            example = source.example(store.read(Place(0, member, 0, member)), side)
+            yield len(composer.row(example, []).ids)
         except BadSample:
             continue
-        yield len(composer.row(example, []).ids)
 
 
 def seconds(look: Outlook, *, batch_size: int, pairs_per_s: float | None) -> float | None:

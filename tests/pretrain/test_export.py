@@ -23,6 +23,7 @@ from pretrain.exports import base
 from pretrain.exports import open_clip as open_clip_format
 from pretrain.verification import ExportError
 from tests import tiny
+from tests.pretrain.models import test_ofa, tiny_vlt5
 
 FORMATS = registry.names("pretrain.exports")
 
@@ -249,3 +250,36 @@ def test_command_line(folders, tmp_path, capsys):
         assert stop.value.code == code
         assert message in capsys.readouterr().err
         assert not (tmp_path / "other").exists()
+
+
+WRITERS = {
+    "vlt5": lambda: tiny_vlt5.section("t5", "patch", text={"vocab_size": None, "source_length": 60}),
+    "ofa": test_ofa.section,
+}
+
+
+@pytest.mark.parametrize("name", list(WRITERS))
+def test_a_model_that_writes(name, tmp_path):
+    section = WRITERS[name]()
+    model = tiny.pretrained_model(section)
+    out = tmp_path / name
+    found = export.export(model, out, format="diptych")
+    assert found["logits"] <= 1e-5 and found["captions"] == len(verification.drawn().captions)
+    assert pretrained.load(out).weights_hash == model.weights_hash
+    snippet = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[0]) < 0
+    with pytest.raises(ConfigError, match="--format diptych"):
+        export.export(model, tmp_path / "other", format="hf")
+
+    reader = registry.find("pretrain.exports", "diptych").Format().read(out)
+    logits = reader.logits
+    reader.logits = lambda batch: logits(batch) * 1.001
+    with pytest.raises(ExportError, match="logits differ"):
+        verification.verify(model, reader, verification.drawn())
+    batch = reader.batch
+    reader.batch = lambda pictures, texts: batch(pictures[::-1], texts)
+    with pytest.raises(ExportError, match="image_NCHW of the same pictures"):
+        verification.verify(model, reader, verification.drawn())

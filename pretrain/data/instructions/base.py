@@ -31,7 +31,7 @@ class Instruction(ABC):
     """Base of the instructions."""
 
     def __init__(self, config: Any, *, others: Others | None) -> None:
-        """`others` is None where samples have no places (data.order: stream).
+        """`others` is None where no other sample is at hand (data.order: stream, remote shards).
 
         Raises:
             ConfigError: a file that the config names cannot be used.

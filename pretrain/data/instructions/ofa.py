@@ -176,7 +176,11 @@ class Instruction(base.Instruction):
         answer, sure = _heaviest(example) if example.suffix else ("", 1.0)
         asked = self._given(needed(example.prefix, "question", "a question")).rstrip("?").rstrip() + "?"
         listed = example.meta.get("objects", [])
-        names = [one.lower() for one in listed if isinstance(one, str)] if isinstance(listed, list) else []
+        names = (
+            [one.lower() for one in listed if isinstance(one, str) and "\0" not in one]
+            if isinstance(listed, list)
+            else []
+        )
         if self.config.tags and names:
             asked += f" object: {' '.join(names[: self.config.tags])}"
         return replace(example, prefix=f" {asked}", suffix=self._answer(answer), weight=sure)

@@ -1,5 +1,7 @@
 """Rows of encoder-decoders: goldens of what is read, said and counted, for each kind of opening."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -87,6 +89,57 @@ def test_batch(words):
     assert first.hole_N.tolist() == [True] and second.hole_N.tolist() == [False, False]
     assert torch.equal(second.decoder_labels_BU, batch.decoder_labels_BU[2:])
     assert make.collate(rows[:1]).hole_N is None and make.collate(rows[:1]).image_NCHW is None
+
+
+@pytest.mark.parametrize("kind", ["source", "source_end"])
+def test_a_decoder_may_read_the_source_first(words, kind):
+    """OFA's prompts: the decoder reads the source, with or without its end, and learns the answer alone."""
+    what, cat = words.ids("what is it"), words.ids("cat")
+    example = Example("k", [], prefix="what is it", suffix="cat", prompt=kind)
+    row = composer(words, length=16, written=20).row(example, [])
+    end = [words.end] if kind == "source_end" else []
+    assert row.decoder == [words.start, *what, *end, *cat]
+    assert row.decoder_labels == [*[IGNORE] * len([*what, *end]), *cat, words.end]
+    with pytest.raises(BadSample, match="leaves none of its 5 places"):
+        composer(words, length=16, written=5).row(replace(example, prefix="what is it " * 3), [])
+
+
+@pytest.mark.check("ofa", 5)
+def test_candidates_allow_their_next_tokens_at_each_place(words):
+    given = ("cat", "red dog", "red cat")
+    make = composer(words, written=16)
+    rows = [make.row(Example(str(n), [], suffix=text, candidates=given), []) for n, text in enumerate(given)]
+    plain = make.row(Example("p", [], suffix="a cat"), [])
+    told = replace(Example("t", [], prefix="it", suffix="cat", candidates=given), prompt="source")
+    batch = make.collate([*rows, plain, make.row(told, [])])
+    sequences = [[*words.ids(text), words.end] for text in given]
+    for row, text in [*enumerate(given), (4, "cat")]:
+        labels = batch.decoder_labels_BU[row].tolist()
+        first = next(place for place, token in enumerate(labels) if token >= 0)
+        said = [token for token in labels if token >= 0]
+        assert said == [*words.ids(text), words.end]
+        for place, token in enumerate(labels):
+            found = batch.allowed_SV[batch.allowed_BU[row, place]].nonzero()[:, 0].tolist()
+            if token < 0:
+                assert len(found) == words.vocab_size, "what is not learned is not bound"
+                continue
+            before = said[: place - first]
+            wanted = {one[len(before)] for one in sequences if one[: len(before)] == before and len(one) > len(before)}
+            assert set(found) == wanted
+    assert batch.allowed_BU[3].eq(0).all() and batch.allowed_SV.shape[1] == words.vocab_size
+    first, second = batch.split(2)[:2]
+    assert torch.equal(second.allowed_BU, batch.allowed_BU[2:4]) and torch.equal(first.allowed_SV, batch.allowed_SV)
+    with pytest.raises(BadSample, match="longer than the model's decoder writes"):
+        composer(words, written=2).row(Example("k", [], suffix="red dog", candidates=given), [])
+
+
+def test_regions_go_with_their_rows(words):
+    make, box = composer(words), np.array([[0, 0, 1, 1]], dtype=np.float32)
+    three = {"regions_K4": box.repeat(3, 0) / 2, "region_KC": np.ones((3, 5), np.float32)}
+    seen = Example("a", [], suffix="cat", boxes_K4=box, **three)
+    batch = make.collate([make.row(seen, []), make.row(Example("b", [], suffix="cat"), [])])
+    assert batch.region_KC.shape == (3, 5) and batch.box_owner_K.tolist() == [0, 0, 0]
+    assert batch.boxes_K4.max() == 0.5, "what the model is shown are the regions"
 
 
 def test_a_decoder_without_room_is_refused(words):

@@ -6,14 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain import dist, recipe
 from pretrain.batch import Batch
 from pretrain.data import tokenizer
 from pretrain.data.seq2seq import Seq2SeqComposer
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.transforms import Transform
 from pretrain.evals.base import Features
-from pretrain.models import base, ofa, vlt5
+from pretrain.models import base
 from pretrain.models.base import Memory
 from pretrain.models.cache import Cache
 from tests import tiny
@@ -51,9 +50,11 @@ class Knowing(base.Writer):
         return odds.clamp(min=1e-12).log()
 
 
-def features(folder: Path, says: Any, *, doubt: float = 0.0, written: int = 40) -> Features:
+def features(
+    folder: Path, says: Any, *, doubt: float = 0.0, written: int = 40, symbols: tuple[str, ...] = SYMBOLS
+) -> Features:
     """Return a model that knows, and its way of reading the corpus of `folder`."""
-    words = tokenizer.load(tiny.corpus(folder) / "tokenizer").extended(SYMBOLS)
+    words = tokenizer.load(tiny.corpus(folder) / "tokenizer").extended(symbols)
     model = Knowing(words, says, doubt=doubt)
 
     def run(batch: Batch, want: Any) -> Any:
@@ -61,40 +62,3 @@ def features(folder: Path, says: Any, *, doubt: float = 0.0, written: int = 40) 
 
     composer = Seq2SeqComposer(words, context_length=64, written=written, opening=model.first)
     return Features(run=run, transform=Transform(32), composer=composer)
-
-
-def section(kind: str, words: str) -> base.Config:
-    """Return an OFA, VL-T5 or VL-BART of a few thousand parameters."""
-    if kind == "ofa":
-        return ofa.Config(
-            width=16, hidden=32, heads=2, encoder_layers=1, decoder_layers=1, stem=(1, 1, 1), stem_width=4,
-            image_size=32, code_image_size=32, codes=8, bins=33, source_length=60, target_length=30, positions=128,
-            token_bucket=8, image_bucket=6, tokenizer=words,
-        )  # fmt: skip
-    return vlt5.Config.model_validate(
-        {
-            "text": {"backbone": kind, "width": 16, "layers": 1, "heads": 2, "hidden": 24, "source_length": 60,
-                     "target_length": 30, "positions": 80},
-            "vision": {"source": "grid", "tower": {"name": "test_convnext", "image_size": 32}},
-            "tokenizer": words,
-        }
-    )  # fmt: skip
-
-
-def export(folder: Path, kind: str) -> Path:
-    """Write an untrained model and its tokenizer as an export of ours (once), and return the folder."""
-    from pretrain.exports import diptych
-    from pretrain.pretrained import build
-
-    out = folder / kind
-    if not (out / "model.safetensors").exists():
-        out.mkdir(parents=True)
-        config = section(kind, str(tiny.corpus(folder) / "tokenizer"))
-        words = recipe.build_tokenizer(config)
-        dist.seed_step(0, "export")
-        weights = recipe.build_model(config, words).state_dict()
-        for name, tensor in weights.items():
-            if tensor.is_floating_point() and "running" not in name:
-                tensor += 0.2 * torch.randn(tensor.shape)
-        diptych.Format().write(build(config, words, weights, source=str(out)), out)
-    return out

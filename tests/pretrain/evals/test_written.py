@@ -12,6 +12,7 @@ from pretrain.data import bins, synthetic
 from pretrain.data.symbols import symbol
 from pretrain.evals import base
 from pretrain.metrics.interval import Score
+from pretrain.models import vlt5
 from pretrain.report import page, write
 from pretrain.report.run import Run
 from tests import tiny
@@ -29,11 +30,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.corpus(tmp_path_factory.mktemp("corpus"))
 
 
-def run(corpus: Path, name: str, says, *, doubt: float = 0.0, **keys) -> tuple[dict[str, Score], base.Eval]:
+def run(
+    corpus: Path, name: str, says, *, doubt: float = 0.0, symbols=knowing.SYMBOLS, **keys
+) -> tuple[dict[str, Score], base.Eval]:
     plug = registry.find("pretrain.evals", name)
     options = {"data": f"{corpus}/shapes-00000.tar", "batch_size": 7, **keys}
     made = plug.Eval(build(plug.Config, options, where=name))
-    return made.run(knowing.features(corpus, says, doubt=doubt)), made
+    return made.run(knowing.features(corpus, says, doubt=doubt, symbols=symbols)), made
 
 
 def panel(made: base.Eval, name: str, folder: Path) -> str:
@@ -101,6 +104,31 @@ def test_boxes(corpus: Path, tmp_path: Path) -> None:
     assert shown.count("<rect") == 2 * 6 and "which region does the text" in shown
     with pytest.raises(ConfigError, match="which the model's vocabulary has not"):
         run(corpus, "grounding", says, instruction={"ofa": {"tasks": ["locate"]}})
+
+
+def test_regions_and_cells(corpus: Path) -> None:
+    """Where there is one region, it is the likeliest one, but not of all words; a cell is found where it is covered."""
+    symbols = vlt5.SYMBOLS
+    keys = {"symbols": symbols, "regions": {"boxes": "json:box", "layout": "xywh", "features": None}}
+    lay = {"vlt5": {"tasks": ["refcocog"]}}
+    found, made = run(corpus, "grounding", lambda meta: symbol("<vis_extra_id_0>"), instruction=lay, **keys)
+    one = {"Acc@0.5", "any_word/Acc@0.5", "oracle/Acc@0.5", "mean_iou"}
+    assert found.keys() == one and all(score.value == 1 for score in found.values())
+    assert made.examples["written"][0]["given"].startswith("visual grounding: the ")
+    found, _ = run(corpus, "grounding", lambda meta: "circle", instruction=lay, **keys)
+    assert (found["Acc@0.5"].value, found["any_word/Acc@0.5"].value) == (1, 0)
+    with pytest.raises(ConfigError, match="the model names regions, and the data gives none"):
+        run(corpus, "grounding", str, symbols=symbols)
+    cells = {"vlt5": {"tasks": ["refcocog"], "grid": [3, 3]}}
+    found, _ = run(corpus, "grounding", lambda meta: symbol(f"<vis_extra_id_{middle(meta)}>"), symbols=symbols,
+                   instruction=cells)  # fmt: skip
+    assert found.keys() == {"cell@0.5", "any_word/cell@0.5", "oracle/cell@0.5", "mean_covered"}
+    assert found["oracle/cell@0.5"].value >= found["cell@0.5"].value > 0.8
+
+
+def middle(meta: dict) -> int:
+    x0, y0, x1, y1 = meta["said box"]
+    return int(3 * (y0 + y1) / 2) * 3 + int(3 * (x0 + x1) / 2)
 
 
 def build_box(box: list[float]) -> np.ndarray:

@@ -47,6 +47,7 @@ def test_iou_by_hand() -> None:
     left = torch.tensor([[0, 0, 2, 2], [0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0], [0.0, 0, 1, 1]])
     right = torch.tensor([[1, 1, 3, 3], [0, 0, 1, 1], [1, 0, 2, 1], [0, 0, 0, 0], [0.0, 0, 1, 2]])
     assert grounding.iou(left, right).tolist() == pytest.approx([1 / 7, 1, 0, 0, 0.5])
+    assert grounding.covered(left, right).tolist() == pytest.approx([1 / 4, 1, 0, 0, 1])
     assert grounding.accuracy(grounding.iou(left, right).tolist()).value == pytest.approx(2 / 5)
 
 

@@ -14,6 +14,7 @@ from pretrain.models import fused_vlm, fusion, vlm
 from pretrain.models.cache import Cache
 from pretrain.models.fusion import Stream
 from pretrain.models.masks import Mode, stream_mask, text_blocks
+from pretrain.models.sites import sites
 from tests import tiny
 from tests.pretrain.models import fused
 
@@ -236,6 +237,22 @@ def test_without_fusion_a_model_is_what_it_was() -> None:
     new = {n: x.shape for n, x in made.state_dict().items() if not n.startswith(("bridge.", "fusion.", "match."))}
     assert new == {n: x.shape for n, x in plain.state_dict().items()}
     assert section.architecture()["fusion"]["kind"] == "cross"
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_recomputed_layers_have_the_same_gradients(kind: str) -> None:
+    batch, grads = fused.batch(3), []
+    for checkpointing in (False, True):
+        model = fused.model(kind, checkpointing=checkpointing)
+        states(model, batch, batch.blocks_BT).square().sum().backward()
+        grads.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys() and "fusion.blocks.0.mlp.up.weight" in grads[0]
+    assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
+
+
+def test_sites_of_the_fusion() -> None:
+    found = sites(fused.model("cross"), tower="fusion", roles=("qkv", "cross_kv", "cross"))
+    assert [(s.role, s.width) for s in found[:3]] == [("qkv", 48), ("cross_kv", 32), ("cross", 16)]
 
 
 def test_depths_and_names() -> None:

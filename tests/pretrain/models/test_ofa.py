@@ -11,8 +11,11 @@ from pretrain.batch import Batch
 from pretrain.config import ConfigError
 from pretrain.models import base, ofa
 from pretrain.models.cache import Cache
+from pretrain.models.constraints import Exactly
+from pretrain.models.generate import generate
 from pretrain.models.ofa_layers import DropPath
 from pretrain.models.patch_dropout import scores
+from pretrain.models.writing import Options
 
 ROOT = Path(__file__).resolve().parents[3]
 TEXT, CODES, BINS = 40, 16, 10
@@ -122,6 +125,7 @@ def test_a_row_without_picture_does_not_depend_on_pixels() -> None:
     alone = replace(given, image_NCHW=None, owner_N=None)
     torch.testing.assert_close(made(alone).logits_BUV[3], whole.logits_BUV[3], rtol=0, atol=1e-12)
     assert whole.encoded.valid_BS[:, :16].any(1).tolist() == [True, True, True, False]
+    assert made(alone).encoded.valid_BS[:, 0].tolist() == [False] * 4
     other = replace(given, image_NCHW=given.image_NCHW + 1)
     torch.testing.assert_close(made(other).logits_BUV[3], whole.logits_BUV[3], rtol=0, atol=1e-12)
     assert (made(other).logits_BUV[:3] - whole.logits_BUV[:3]).abs().amax((1, 2)).min() > 1e-6
@@ -144,6 +148,18 @@ def test_sampling_all_patches_is_sampling_none() -> None:
     torch.testing.assert_close(alone[0], few.logits_BUV[2], rtol=0, atol=1e-12)
     made.eval()
     torch.testing.assert_close(made(given).logits_BUV, plain, rtol=0, atol=1e-12)
+
+
+def test_missing_pictures_leave_no_trace_in_the_statistics() -> None:
+    made, given = model().train(), batch()
+    made(replace(given, image_NCHW=None, owner_N=None)).logits_BUV.sum().backward()
+    norm = made.encoder.embed_images.bn1
+    assert not norm.running_mean.any() and norm.weight.grad is not None and not norm.weight.grad.any()
+    made(given).logits_BUV.sum().backward()
+    kept = norm.running_mean.clone()
+    again = model().train()
+    again(given.split(3)[0]).logits_BUV.sum().backward()
+    torch.testing.assert_close(again.encoder.embed_images.bn1.running_mean, kept, rtol=0, atol=1e-12)
 
 
 def test_positions_travel_with_patches() -> None:
@@ -183,6 +199,18 @@ def test_a_beam_may_reorder_rows_that_write_different_things() -> None:
     torch.testing.assert_close(found, made(given).logits_BUV[index_B, 4:], rtol=0, atol=1e-12)
 
 
+@pytest.mark.check("ofa", 7)
+@pytest.mark.parametrize("options", [Options(), Options(beams=3), Options(sample=True, keep=2, top_k=4)])
+def test_pictures_are_written_in_codes(options: Options) -> None:
+    made, given = model(), batch()
+    given.codes_B = torch.ones(4, dtype=torch.bool)
+    only = Exactly(TEXT, CODES, tokens=16, end=WORDS.end)
+    cached, fresh = (generate(made, given, options, constraint=only, cached=cached) for cached in (True, False))
+    for ours, theirs in zip(cached, fresh):
+        assert [one.tokens for one in ours] == [one.tokens for one in theirs]
+        assert all(TEXT <= token < TEXT + CODES for one in ours for token in one.tokens[:16]) and ours[0].tokens
+
+
 def test_codes_have_positions_of_their_own() -> None:
     made, given = model(), batch()
     text = replace(given, codes_B=torch.zeros(4, dtype=torch.bool))
@@ -200,7 +228,7 @@ def test_the_middle_of_a_picture_is_hidden_where_asked() -> None:
     other[:, :, 16:48, 16:48] += 1
     change = (made(replace(given, image_NCHW=other)).logits_BUV - made(given).logits_BUV).abs().amax((1, 2))
     assert change[1] == 0 and change[[0, 2]].min() > 1e-6
-    picture, _ = made._pictures(given)
+    picture = made._pictures(given).image_NCHW
     assert not picture[1, :, 16:48, 16:48].any() and picture[1].any() and picture[0, :, 16:48, 16:48].all()
 
 

@@ -50,27 +50,45 @@ def test_weights_of_another_net_are_refused() -> None:
             stem.fill(state)
 
 
-def statistics(norm: str) -> dict[str, torch.Tensor]:
-    """Run on every rank: outputs of this rank's rows, their gradients, and the statistics that are kept."""
+def statistics(norm: str, sizes: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """Run on every rank: outputs of this rank's pictures, their gradients, and the statistics that are kept."""
     torch.manual_seed(0)
     layer = resnet_stem.NORMS[norm](3).double().train()
     layer.weight.data.normal_()
     whole = torch.randn(8, 3, 4, 5, dtype=torch.float64)
     pull = torch.randn_like(whole)
-    mine = whole.chunk(dist.world())[dist.rank()].requires_grad_()
+    mine = whole.split(sizes)[dist.rank()].clone()
+    layer.counted = len(mine) > 0
+    mine = (mine if layer.counted else torch.ones(1, 3, 2, 2, dtype=torch.float64)).requires_grad_()
     out = layer(mine)
-    (out * pull.chunk(dist.world())[dist.rank()]).sum().backward()
+    (out * (pull.split(sizes)[dist.rank()] if layer.counted else 0)).sum().backward()
     weight = dist.total(layer.weight.grad)
     return {"out": out.detach(), "grad": mine.grad, "weight": weight, "mean": layer.running_mean,
             "var": layer.running_var}  # fmt: skip
 
 
 @pytest.mark.slow
-def test_synchronous_norms_see_the_rows_of_all_ranks(ranks) -> None:
-    [whole] = ranks.run(1, statistics, "plain")
-    first, second = ranks.run(2, statistics, "sync")
-    for name in ("out", "grad"):
-        torch.testing.assert_close(torch.cat([first[name], second[name]]), whole[name], rtol=0, atol=1e-12)
-    for name in ("weight", "mean", "var"):
-        torch.testing.assert_close(first[name], whole[name], rtol=0, atol=1e-12)
-        torch.testing.assert_close(second[name], whole[name], rtol=0, atol=1e-12)
+def test_synchronous_norms_see_the_pictures_of_all_ranks(ranks) -> None:
+    [whole] = ranks.run(1, statistics, "plain", (8,))
+    for sizes in ((4, 4), (2, 6), (8, 0)):
+        first, second = ranks.run(2, statistics, "sync", sizes)
+        for name in ("out", "grad"):
+            both = torch.cat([first[name], second[name]]) if sizes[1] else first[name]
+            torch.testing.assert_close(both, whole[name], rtol=0, atol=1e-12)
+        for name in ("weight", "mean", "var"):
+            torch.testing.assert_close(first[name], whole[name], rtol=0, atol=1e-12)
+            torch.testing.assert_close(second[name], whole[name], rtol=0, atol=1e-12)
+
+
+def nobody() -> tuple[torch.Tensor, torch.Tensor]:
+    """Run on every rank: no rank has a picture."""
+    layer = resnet_stem.SyncBatchNorm(3).train()
+    layer.running_mean.fill_(2.0)
+    layer.counted = False
+    return layer(torch.full((1, 3, 1, 1), 2.0)).detach(), layer.running_mean
+
+
+@pytest.mark.slow
+def test_synchronous_norms_without_any_picture(ranks) -> None:
+    for out, mean in ranks.run(2, nobody):
+        assert not out.any() and torch.equal(mean, torch.full((3,), 2.0))

@@ -11,6 +11,7 @@ from pretrain import dist
 from pretrain.batch import Batch
 from pretrain.config import ConfigError
 from pretrain.engine import optim
+from pretrain.engine.precision import Autocast
 from pretrain.models import base, blocks, vlt5
 from pretrain.models.cache import Cache
 from tests.pretrain.engine.test_zero import engine
@@ -193,6 +194,16 @@ def test_recomputed_blocks_change_nothing(backbone: str) -> None:
         loss.backward()
         losses.append((loss.item(), made.text.shared.weight.grad.norm().item()))
     assert losses[1] == pytest.approx(losses[0]) and losses[2] == pytest.approx(losses[0])
+
+
+@pytest.mark.filterwarnings("error:Mismatch dtype")
+@BACKBONES
+def test_half_precision_is_near(backbone: str) -> None:
+    """And norms take the fused kernel: none gets half precision beside a gain in single."""
+    mixture, batch = tiny_vlt5.mixture(tiny_vlt5.model(tiny_vlt5.section(backbone)).train()), tiny_vlt5.batch()
+    loss, near = (Autocast(mixture, kind, device_type="cpu")([batch])[0] for kind in ("fp32", "bf16"))
+    near.backward()
+    assert near.item() == pytest.approx(loss.item(), rel=5e-3) and near.item() != loss.item()
 
 
 def test_norms_and_biases_do_not_decay() -> None:

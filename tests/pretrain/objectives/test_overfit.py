@@ -12,7 +12,7 @@ from tests.pretrain.models import fused
 
 STEPS, RATE = 900, 3e-3
 #: each row comes under both masks, so that every step teaches both
-SHIFTED = {"mixed_lm": mixed_lm.Config(mixing="both")}
+SHIFTED = {"mixed_lm": mixed_lm.Config(mixing="both", share=0.3)}
 MASKED = {"mixed_lm": mixed_lm.Config(mixing="both", recipe="masked_causal", share=0.4)}
 
 

@@ -196,7 +196,7 @@ def test_mistakes_are_found_when_it_is_made(options, message):
 
 
 def test_other_mistakes(tmp_path):
-    with pytest.raises(ConfigError, match="stream draws no other sample"):
+    with pytest.raises(ConfigError, match="only local shards in exact order"):
         base.make({"ofa": {"tasks": ["match"]}}, others=None)
     with pytest.raises(ConfigError, match=r"data\.instruction: .*Did you mean 'ofa'"):
         base.make({"ofaa": {}}, others=None)

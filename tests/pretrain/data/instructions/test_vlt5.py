@@ -133,7 +133,7 @@ def test_refcocog_draws_a_region_by_its_overlap():
 def test_mistakes():
     with pytest.raises(ConfigError, match="11 x 11 cells"):
         made("refcocog", grid=[11, 11])
-    with pytest.raises(ConfigError, match="draws no other sample"):
+    with pytest.raises(ConfigError, match="only local shards"):
         base.make({"vlt5": {"tasks": ["itm"]}}, others=None)
     assert made("lm").symbols() == ("<extra_id_99>",) and made("lm", noise="bart").symbols() == ("<mask>",)
     assert made("refer").symbols() == ("<vis_extra_id_99>",) and made("caption").symbols() == ()

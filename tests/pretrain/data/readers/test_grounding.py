@@ -136,7 +136,7 @@ def test_regions_of_one_picture():
         ({"box": [[1, 2, 3, 4], []]}, "no four numbers"),
         ({"box": [9, 9, 2, 2]}, "no area inside the picture of 8 x 8"),
         ({"box": [1, 1, 0, 2]}, "no area"),
-        ({"box": [0.1, 0.1, 0.5, 0.5]}, "looks like fractions, set data.reader.grounding.unit"),
+        ({"box": [0.1, 0.1, 0.5, 0.5]}, "looks like fractions, set unit"),
         ({"box": [1, 1, 2, 2], "width": 80}, "for a picture of 80 x 8, this one is 8 x 8"),
         ({"box": [1, 1, 2, 2], "width": 0}, "two positive numbers"),
         ({"box": [1, 1, 2, 2], "height": None}, "two positive numbers"),
