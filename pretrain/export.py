@@ -42,7 +42,7 @@ def export(model: Pretrained, out: str | Path, *, format: str, pairs: Pairs | No
     if model.config.file not in plug.holds:
         raise ConfigError(
             f"export to {format}: it holds two towers, {model.source} is a {model.config.file}; "
-            "--format diptych holds what fuses them"
+            "--format diptych holds every model"
         )
     part = out.with_name(f".{out.name}.{os.urandom(4).hex()}.part") / out.name  # same name: the card's snippet shows it
     try:

@@ -109,10 +109,9 @@ def test_what_a_run_writes_is_scored_again_by_evaluate(
     found = evaluate.evaluate(str(run), evaluate.read_evals(str(run), None, []))
     assert {key: score.value for key, score in found.items()} == pytest.approx(trained, rel=1e-4, abs=1e-6)
     assert "<h2>Captions</h2>" in (run / "report.html").read_text()
-    if name in ("fused", "coca"):
-        export(pretrained.load(run), tmp_path / "export", format="diptych")
-        again = evaluate.evaluate(str(tmp_path / "export"), evaluate.read_evals(str(run), None, []))
-        assert again == found
+    export(pretrained.load(run), tmp_path / "export", format="diptych")
+    again = evaluate.evaluate(str(tmp_path / "export"), evaluate.read_evals(str(run), None, []))
+    assert again == found
 
 
 WIDE = OFA.replace("width: 16\n  hidden: 32", "width: 64\n  hidden: 128\n  dropout: 0.0\n  drop_path: 0.0")
