@@ -83,7 +83,7 @@ def encode(job: Job) -> str:
     model: Pretrained | Coder = (
         Coder(job.model, size=job.size, middle=job.middle, device=device)
         if job.what == "codes"
-        else pretrained.load(job.model, device=device)
+        else _two_towers(pretrained.load(job.model, device=device))
     )
     catalog = index.resolve(job.shards, job.access)
     names = base_names(catalog)
@@ -108,6 +108,15 @@ def encode(job: Job) -> str:
     rate = sum(catalog.sizes[number] for number in missing) / max(1e-3, time.monotonic() - began)
     said = f", {lost} that cannot be used are listed in {table.bad.name}" if lost else ""
     return f"{job.out}: {rows} samples of {len(catalog.sizes)} shards{said} ({rate:.0f} samples/s)"
+
+
+def _two_towers(model: Pretrained) -> Pretrained:
+    if "image" not in model.model.provides:
+        raise ConfigError(
+            f"model {model.source}: it is a {model.config.name}, which has no features that rows are compared by; "
+            "give a model of two towers"
+        )
+    return model
 
 
 def _table_file() -> Any:

@@ -17,9 +17,11 @@ from pretrain import registry
 from pretrain.batch import Batch
 from pretrain.config import ConfigError, Section
 from pretrain.engine.optim import Config as Optim
+from pretrain.models import base as models
 from pretrain.models import vlm
 from pretrain.models.depth import Depth
 from pretrain.pretrained import Pretrained
+from pretrain.recipe import model_class
 
 TEMPLATES = ["a photo of a {}."]  #: where neither method nor task says any
 
@@ -155,18 +157,22 @@ def refuse_task(name: str, *, task: str, kind: str) -> None:
         raise ConfigError(f"method.name: {name} serves {served[name]}, not {kind!r} ({task}){hint}")
 
 
-def refuse_base(name: str, base: vlm.Config) -> None:
+def refuse_base(name: str, base: models.Config) -> None:
     """Raise a ConfigError where a base model lacks what a method needs."""
     method = registry.find("finetune.methods", name).Method
-    provides = (*vlm.VLM.provides, *(("text_embeds",) if base.text.name == "native" else ()))
+    native = isinstance(base, vlm.Config) and base.text.name == "native"
+    provides = (*model_class(base).provides, *(("text_embeds",) if native else ()))
     missing = [need for need in method.needs if need not in provides]
-    if missing == ["text_embeds"]:
+    if missing == ["text_embeds"] and isinstance(base, vlm.Config):
         raise ConfigError(
             f"method.name: {name} writes word embeddings into the text tower, which {base.text.name!r} does not take; "
             "use a base with the native text tower, or a method such as linear_probe"
         )
     if missing:
-        raise ConfigError(f"method.name: {name} needs {missing}, the base provides {provides}")
+        raise ConfigError(
+            f"method.name: {name} needs {missing}, the base is a {base.name} and provides {list(provides)}; "
+            "take a base of two towers"
+        )
 
 
 def warnings(method: type[Method], optim: Optim) -> list[str]:

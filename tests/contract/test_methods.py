@@ -7,7 +7,7 @@ from finetune import delta
 from finetune.methods import base
 from pretrain import config, pretrained, registry
 from pretrain.config import ConfigError
-from pretrain.models import text, vlm
+from pretrain.models import ofa, text, vlm
 from tests import tiny
 
 NAMES = registry.names("finetune.methods")
@@ -111,6 +111,13 @@ def test_coop_is_refused_on_a_tower_that_takes_no_embeddings():
     with pytest.raises(ConfigError, match=r"coop writes word embeddings .* 'hf:folder' does not take"):
         base.refuse_base("coop", section)
     base.refuse_base("linear_probe", section)
+
+
+def test_a_base_without_towers_to_compare_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"coop needs .*, the base is a ofa and provides .*; take a base of two towers"
+    ):
+        base.refuse_base("coop", ofa.Config(size="tiny"))
 
 
 @pytest.mark.parametrize("name", NAMES)
