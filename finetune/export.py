@@ -12,17 +12,13 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from safetensors import SafetensorError
 
 from finetune import delta
 from finetune.recipe import Recipe
-from pretrain import config, pretrained, registry, verification
+from pretrain import config, pretrained, registry
 from pretrain.config import ConfigError
-from pretrain.data.format import ShardError
-from pretrain.engine.checkpoint import CheckpointError
-from pretrain.export import PACKAGE, export
+from pretrain.export import PACKAGE, report
 from pretrain.pretrained import Pretrained
-from pretrain.verification import ExportError
 
 
 def merged(run: Path, words: list[str]) -> Pretrained:
@@ -54,16 +50,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--pairs", metavar="SHARDS", help="compare on the first 32 pairs of these tars")
     parser.add_argument("override", nargs="*", metavar="key=value", help="base=..., or e.g. method.wise=0.3")
     args = parser.parse_intermixed_args(words)
-    try:
-        pairs = verification.real(args.pairs) if args.pairs else None
-        found = export(merged(args.run, args.override), args.out, format=args.format, pairs=pairs)
-    except (ConfigError, ShardError, ValueError) as error:
-        config.exit_with(error)
-    except (ExportError, CheckpointError, OSError, SafetensorError) as error:
-        config.exit_with(RuntimeError(f"export {args.out}: {error}; nothing was kept"), code=1)
-    figures = ", ".join(f"{name} {value:.3g}" for name, value in found.items())
-    print(f"{args.out}: {args.format}, verified ({figures})")
-    return 0
+    return report(lambda: merged(args.run, args.override), args)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,12 @@ dataset_NAME.json                                  Karpathy's splits; task.image
 FOLDER/train-*.tar  test-*.tar                     or a pattern with {split}; captions as the caption reader finds them
 """
 
-import csv
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from finetune.sources import SPLITS, Picture, picture, shards
+from finetune.sources import SPLITS, Picture, picture, shards, table
 from pretrain.config import ConfigError
 from pretrain.data.decode import IMAGES
 from pretrain.dist import hash64
@@ -92,14 +91,7 @@ def _folder(folder: Path) -> list[Pair]:
 
 
 def _table(path: Path) -> Found:
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"task.data: {path} cannot be read ({error})") from error
-    columns = set(rows[0]) if rows else set()
-    if not {"path", "caption"} <= columns:
-        raise ConfigError(f"task.data: {path} needs the columns path and caption, has {sorted(map(str, columns))}")
+    rows, columns = table(path, ("path", "caption"))
     captions: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         given = row.get("split") or "train"

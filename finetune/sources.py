@@ -170,16 +170,28 @@ def _pictures(folder: Path, names: list[str]) -> list[Sample]:
     return out
 
 
-def _table(path: Path) -> Found:
-    """Return the pictures of a table; classes are numbered by their sorted names."""
+def table(path: Path, needed: tuple[str, str]) -> tuple[list[dict[str, str]], set[str]]:
+    """Return the rows of a CSV and its columns.
+
+    Raises:
+        ConfigError: it cannot be read, or lacks a column.
+    """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"task.data: {path} cannot be read ({error})") from error
     columns = set(rows[0]) if rows else set()
-    if not {"path", "class"} <= columns:
-        raise ConfigError(f"task.data: {path} needs the columns path and class, has {sorted(map(str, columns))}")
+    if not set(needed) <= columns:
+        raise ConfigError(
+            f"task.data: {path} needs the columns {' and '.join(needed)}, has {sorted(map(str, columns))}"
+        )
+    return rows, columns
+
+
+def _table(path: Path) -> Found:
+    """Return the pictures of a table; classes are numbered by their sorted names."""
+    rows, columns = table(path, ("path", "class"))
     names = sorted({(row["class"] or "").strip() for row in rows})
     if "" in names:
         raise ConfigError(f"task.data: {path} has a row without a class")

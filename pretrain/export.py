@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -172,10 +173,14 @@ def main(words: list[str] | None = None) -> int:
     )
     parser.add_argument("--no-ema", action="store_true", help="the last weights of a run, though it kept an average")
     args = parser.parse_args(words)
+    return report(lambda: pretrained.load(args.model, step=args.step, average=not args.no_ema), args)
+
+
+def report(load: Callable[[], Pretrained], args: argparse.Namespace) -> int:
+    """Export what `load` gives as `args` say (out, format, pairs); print how far it is from the model, return 0."""
     try:
         pairs = verification.real(args.pairs) if args.pairs else None
-        model = pretrained.load(args.model, step=args.step, average=not args.no_ema)
-        found = export(model, args.out, format=args.format, pairs=pairs)
+        found = export(load(), args.out, format=args.format, pairs=pairs)
     except (ConfigError, ShardError, ValueError) as error:
         config.exit_with(error)
     except (ExportError, CheckpointError, OSError, SafetensorError) as error:
