@@ -44,6 +44,7 @@ def test_says_what_it_is(name):
     assert plug.Task.kind and plug.Task.metric and plug.Task.reader in registry.names("pretrain.data.readers")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_pair_that_fits_runs(method, task, tmp_path, ranks):

@@ -17,6 +17,7 @@ COCA = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [UNIVL, pytest.param(COCA, marks=pytest.mark.slow)], ids=["univl", "coca"])
 def test_a_run_is_the_same_on_any_ranks(ranks, words, tmp_path) -> None:
     file = tiny.config_file(tmp_path)

@@ -118,6 +118,7 @@ def ranks_of(launcher: subprocess.Popen, run: str) -> list[int]:
     return sorted(set(found) - {launcher.pid})
 
 
+@pytest.mark.slow
 def test_a_rank_killed_under_the_real_launcher_changes_nothing(config: Path) -> None:
     """kill -9 of one rank; the same command again; bit-equal weights, moments and final loss."""
     # no workers: the youngest process is a rank, not a fork of one (test_kills.py kills a rank that has a worker)

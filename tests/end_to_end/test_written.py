@@ -86,6 +86,7 @@ def scores(run: Path) -> dict[str, float]:
     return {line["name"]: line["value"] for line in lines}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "model", "objectives", "paper", "world", "stage"),
     [

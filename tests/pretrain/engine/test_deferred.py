@@ -159,6 +159,7 @@ def trained(init: str, offload: str = "none", **towers) -> list[float]:
         made.close()
 
 
+@pytest.mark.slow
 @large.recomputes_frozen
 @pytest.mark.parametrize("offload", ["none", "all"])
 def test_it_trains_as_one_built_whole(ranks, offload):

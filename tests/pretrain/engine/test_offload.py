@@ -15,6 +15,7 @@ from tests.pretrain.engine.test_zero import engine, skip_an_infinite_gradient, t
 WAYS = [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "all")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "offload"), WAYS)
 def test_losses_are_those_without(ranks, stage, offload):
     plain = ranks.run(2, large.run, stage)[0]

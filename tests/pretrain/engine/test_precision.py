@@ -76,6 +76,7 @@ def half_losses(stage: int, precision: str) -> list[float]:
     return losses_of(stage, precision)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_runs_at_every_stage(ranks, precision):
     first, *others = [ranks.run(2, half_losses, stage, precision)[0] for stage in range(4)]

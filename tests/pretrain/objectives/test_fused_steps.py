@@ -89,6 +89,7 @@ def steps(kind: str, sections: dict, stage: int, micro: int | None) -> list[floa
         made.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "sections"),
     [
