@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from finetune.methods import base as methods
 from finetune.recipe import Recipe as FinetuneRecipe
-from pretrain import config
+from pretrain import config, registry
 from pretrain.models import ofa
 from pretrain.recipe import Recipe
 from tests import tiny
@@ -60,3 +61,14 @@ def test_two_steps(ranks, path: Path, tmp_path: Path, request: pytest.FixtureReq
     ranks.run(1, pretrain, path, *words, timeout=300)
     ranks.close()  # a process keeps the memory that a large model took, and there are many configs
     assert set(losses(tmp_path / path.stem)) >= {1, 2}
+
+
+@pytest.mark.parametrize("path", FINETUNE, ids=lambda p: p.stem)
+def test_a_method_fits_the_base_that_its_config_names(path: Path, tmp_path: Path) -> None:
+    """Built on an untrained model of the base's shape: a tower without a place for the method is refused there."""
+    loaded = config.load(FinetuneRecipe, path)
+    section = config.load(Recipe, ROOT / f"pretrain/configs/{Path(loaded.base).name}.yaml").model
+    base = tiny.pretrained_model(section)
+    methods.refuse_base(loaded.method.name, base.config)
+    method = registry.find("finetune.methods", loaded.method.name).Method(loaded.method, base, ["a cat", "a dog"])
+    assert methods.Finetune(method).method.trained()
