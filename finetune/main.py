@@ -213,13 +213,13 @@ def run(section: Recipe, device: torch.device, load: Load = pretrained.load) -> 
 
 def finish(job: Job, before: dict[str, Score], *, steps: int, trainer: Trainer | None = None) -> int:
     """Score, save the delta and say the result; return the exit code."""
-    import deepspeed
-
     if trainer is None:
         with torch.no_grad():
             after = job.scores(job.module.eval())
         state = job.method.state()
     else:
+        import deepspeed
+
         same_buffers(job.method)
         trained = list(job.method.trained().values())
         with trainer.engine.gathered(trained):

@@ -9,12 +9,13 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pretrain.registry import nearest
+from pretrain.registry import find, nearest
 
 
 class ConfigError(ValueError):
@@ -96,6 +97,20 @@ def override(tree: dict[str, Any], words: Iterable[str]) -> dict[str, Any]:
             node = node[parent]
         node[last] = value
     return out
+
+
+def plug_in(package: str, chosen: Mapping[str, Any], *, where: str) -> tuple[ModuleType, Section]:
+    """Return the module that a mapping of one name to its options names, and its validated Config.
+
+    Raises:
+        ConfigError: an unknown name, or options that it does not have.
+    """
+    [(name, options)] = chosen.items()
+    try:
+        module = find(package, name)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    return module, build(module.Config, options or {}, where=f"{where}.{name}")
 
 
 def build(section: type[AnySection], tree: Mapping[str, Any], *, where: str = "config") -> AnySection:

@@ -17,8 +17,8 @@ from torch import Tensor
 from pretrain import dist, registry
 from pretrain.batch import Batch, Example
 from pretrain.config import ConfigError
-from pretrain.data import instructions, loader, sources
-from pretrain.data.asked import Asked
+from pretrain.data import instructions, loader, sources, symbols
+from pretrain.data.asked import GIVEN, SAID, Asked
 from pretrain.data.compose import Composer
 from pretrain.data.instructions.base import Instruction
 from pretrain.data.regions import Config as Regions
@@ -192,6 +192,20 @@ class Eval:
         """Return the instruction that is laid around samples."""
         return instructions.base.make(self.config.instruction, others=None)
 
+    def written(
+        self, features: Features, people: Callable[[dict[str, Any]], list[str]]
+    ) -> list[tuple[tuple[str, str], str, list[str]]]:
+        """Return (sample, what the model writes, what people wrote) of all samples, on every rank; show the first."""
+        rows = []
+        for batch in self.batches(features, asked=True):
+            texts = [features.text(kept[0]) for kept in features.write(batch, self.config.write)]
+            cards = []
+            for name, text, meta in zip(names(batch), texts, batch.meta):
+                rows.append((name, text, people(meta)))
+                cards.append({"given": symbols.plain(meta[GIVEN]), "written": text, "people": rows[-1][2]})
+            self.show(batch, cards, count=self.config.examples)
+        return everyone(rows)
+
     def show(self, batch: Batch, cards: list[dict[str, Any]], *, count: int) -> None:
         """Keep the first rows of rank 0 for the report: a card a row, with its picture; there are `count` at most."""
         if not dist.is_main():
@@ -206,6 +220,11 @@ class Eval:
 def everyone(rows: list[Any]) -> list[Any]:
     """Return the rows of all ranks, in the order of their first entries, which name the sample."""
     return sorted((row for part in dist.gather_objects(rows) for row in part), key=lambda row: row[0])
+
+
+def said(meta: dict[str, Any]) -> str:
+    """Return what a sample says itself, as people read it."""
+    return symbols.plain(meta[SAID]).strip()
 
 
 def names(batch: Batch) -> list[tuple[str, str]]:

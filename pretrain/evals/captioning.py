@@ -9,8 +9,6 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from pretrain import dist
-from pretrain.data import symbols
-from pretrain.data.asked import GIVEN, SAID
 from pretrain.evals import base
 from pretrain.metrics import caption
 from pretrain.metrics import words as wording
@@ -47,16 +45,7 @@ class Eval(base.Eval):
     def run(self, features: base.Features) -> dict[str, Score]:
         """Return WORDS/CIDEr-D, WORDS/BLEU-1 to 4, WORDS/ROUGE-L and, where it is asked for, WORDS/METEOR."""
         self.examples = None
-        rows = []
-        for batch in self.batches(features, asked=True):
-            written = [features.text(kept[0]) for kept in features.write(batch, self.config.write)]
-            cards = []
-            for name, text, meta in zip(base.names(batch), written, batch.meta):
-                people = meta.get("captions") or [symbols.plain(meta[SAID]).strip()]
-                rows.append((name, text, people))
-                cards.append({"given": symbols.plain(meta[GIVEN]), "written": text, "people": people})
-            self.show(batch, cards, count=self.config.examples)
-        rows = base.everyone(rows)
+        rows = self.written(features, lambda meta: meta.get("captions") or [base.said(meta)])
         return dict(dist.broadcast_object(self._scores(rows) if dist.is_main() else None))
 
     def _scores(self, rows: list[tuple[Any, str, list[str]]]) -> dict[str, Score]:

@@ -5,8 +5,6 @@ from typing import Any
 from pydantic import Field
 
 from pretrain import dist
-from pretrain.data import symbols
-from pretrain.data.asked import GIVEN, SAID
 from pretrain.evals import base
 from pretrain.metrics import translation
 from pretrain.metrics.interval import Score
@@ -31,16 +29,7 @@ class Eval(base.Eval):
     def run(self, features: base.Features) -> dict[str, Score]:
         """Return BLEU."""
         self.examples = None
-        rows = []
-        for batch in self.batches(features, asked=True):
-            cards = []
-            written = [features.text(kept[0]) for kept in features.write(batch, self.config.write)]
-            for name, text, meta in zip(base.names(batch), written, batch.meta):
-                said = symbols.plain(meta[SAID]).strip()
-                rows.append((name, text, [said]))
-                cards.append({"given": symbols.plain(meta[GIVEN]), "written": text, "people": [said]})
-            self.show(batch, cards, count=self.config.examples)
-        rows = base.everyone(rows)
-        texts = ([text for _, text, _ in rows], [said for _, _, said in rows])
+        rows = self.written(features, lambda meta: [base.said(meta)])
+        texts = ([text for _, text, _ in rows], [people for _, _, people in rows])
         found = translation.bleu(*texts, lowercase=self.config.lowercase) if dist.is_main() else None
         return {"BLEU": dist.broadcast_object(found)}

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 from torch import Tensor, nn
 
 from pretrain.batch import Batch
-from pretrain.config import Section
+from pretrain.config import ConfigError, Section
 from pretrain.models.cache import Cache
 from pretrain.models.depth import Depth
 
@@ -106,6 +106,23 @@ class Config(Section):
     def opening(self, words: Vocabulary) -> tuple[int, ...]:
         """Return the tokens that a decoder starts from: the start token, or the padding where there is none (T5)."""
         return (words.pad if words.start is None else words.start,)
+
+
+def with_vocabulary(config: Any, words: Vocabulary, *, counted: str = "") -> Any:
+    """Return a config whose `text` holds as many ids as the tokenizer; `counted` says what is among these.
+
+    Raises:
+        ConfigError: it has room for fewer.
+    """
+    section = config.model_copy(deep=True)
+    if section.text.vocab_size is None:
+        section.text.vocab_size = words.size
+    if section.text.vocab_size < words.size:
+        raise ConfigError(
+            f"model.text.vocab_size: {section.text.vocab_size} is too small, the tokenizer {config.tokenizer} "
+            f"has {words.size} ids{counted}; leave it out to take the tokenizer's size"
+        )
+    return section
 
 
 class Model(nn.Module):

@@ -59,7 +59,7 @@ class FusedVLM(vlm.VLM, base.Writer):
             raise ConfigError(
                 f"model.tokenizer: {config.tokenizer} has no mask token, which model.fusion hides words by"
             )
-        return cls(vlm.with_vocabulary(config, words), words)
+        return cls(base.with_vocabulary(config, words), words)
 
     def depths(self) -> dict[str, Depth]:
         """Return where each parameter of a tower lies, by name; the fusion is a tower of its own."""

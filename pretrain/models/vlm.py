@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from torch.profiler import record_function
 
 from pretrain.batch import Batch
-from pretrain.config import ConfigError
 from pretrain.models import base
 from pretrain.models import fusion as fusions
 from pretrain.models import text as text_towers
@@ -120,23 +119,6 @@ class Config(base.Config):
         return tree
 
 
-def with_vocabulary(config: Config, words: base.Vocabulary) -> Any:
-    """Return the config with the tokenizer's number of ids.
-
-    Raises:
-        ConfigError: it has fewer.
-    """
-    section = config.model_copy(deep=True)
-    if section.text.vocab_size is None:
-        section.text.vocab_size = words.size
-    if section.text.vocab_size < words.size:
-        raise ConfigError(
-            f"model.text.vocab_size: {section.text.vocab_size} is too small, the tokenizer {config.tokenizer} "
-            f"has {words.size} ids; leave it out to take the tokenizer's size"
-        )
-    return section
-
-
 class VLM(base.Model):
     """Two towers and a temperature (CLIP, Radford et al. 2021, arXiv:2103.00020)."""
 
@@ -153,7 +135,7 @@ class VLM(base.Model):
     @classmethod
     def build(cls, config: Config, words: base.Vocabulary) -> "VLM":
         """Return a freshly initialised model whose vocabulary is the tokenizer's."""
-        return cls(with_vocabulary(config, words), end=words.end, pad=words.pad)
+        return cls(base.with_vocabulary(config, words), end=words.end, pad=words.pad)
 
     @staticmethod
     def _towers(config: Config, *, end: int, pad: int) -> tuple[nn.Module, nn.Module]:

@@ -146,15 +146,7 @@ class VLT5(base.Writer):
     @classmethod
     def build(cls, config: Config, words: base.Vocabulary) -> "VLT5":
         """Return a freshly initialised model whose vocabulary is the tokenizer's."""
-        section = config.model_copy(deep=True)
-        if section.text.vocab_size is None:
-            section.text.vocab_size = words.size
-        if section.text.vocab_size < words.size:
-            raise ConfigError(
-                f"model.text.vocab_size: {section.text.vocab_size} is too small, the tokenizer {config.tokenizer} "
-                f"has {words.size} ids, sentinels included; leave it out to take the tokenizer's size"
-            )
-        return cls(section, words)
+        return cls(base.with_vocabulary(config, words, counted=", sentinels included"), words)
 
     def depths(self) -> dict[str, Depth]:
         """Return where each parameter of the text model and of the tower lies.

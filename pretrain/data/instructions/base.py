@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pretrain.batch import Example
-from pretrain.config import ConfigError, Section, build
+from pretrain.config import ConfigError, plug_in
 from pretrain.data import fields
 from pretrain.data.decode import BadSample
-from pretrain.registry import find
 
 PACKAGE = "pretrain.data.instructions"
 T = TypeVar("T")
@@ -61,12 +60,7 @@ def make(chosen: dict[str, dict[str, Any]], *, others: Others | None) -> Instruc
         return None
     if len(chosen) != 1:
         raise ConfigError(f"data.instruction: name one, as in {{ofa: {{tasks: [caption]}}}}, got {list(chosen)}")
-    [(name, options)] = chosen.items()
-    try:
-        module = find(PACKAGE, name)
-    except ValueError as error:
-        raise ConfigError(f"data.instruction: {error}") from None
-    config: Section = build(module.Config, options or {}, where=f"data.instruction.{name}")
+    module, config = plug_in(PACKAGE, chosen, where="data.instruction")
     made: Instruction = module.Instruction(config, others=others)
     return made
 

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from pretrain.batch import Example, Record
-from pretrain.config import ConfigError, Section, build
+from pretrain.config import ConfigError, plug_in
 from pretrain.data.decode import IMAGES, MAX_PIXELS, BadSample, decode_json
 from pretrain.data.picture import Picture
-from pretrain.registry import find
 
 PACKAGE = "pretrain.data.readers"
 
@@ -65,11 +64,6 @@ def make(chosen: dict[str, dict[str, Any]], *, max_pixels: int = MAX_PIXELS) -> 
     """
     if len(chosen) != 1:
         raise ConfigError(f"data.reader: name exactly one reader, as in {{caption: {{}}}}, got {list(chosen)}")
-    [(name, options)] = chosen.items()
-    try:
-        module = find(PACKAGE, name)
-    except ValueError as error:
-        raise ConfigError(f"data.reader: {error}") from None
-    config: Section = build(module.Config, options or {}, where=f"data.reader.{name}")
+    module, config = plug_in(PACKAGE, chosen, where="data.reader")
     reader: Reader = module.Reader(config, max_pixels=max_pixels)
     return reader

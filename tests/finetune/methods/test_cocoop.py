@@ -12,16 +12,6 @@ from tests import tiny
 NAMES = ["red circle", "blue square", "a very long pink triangle"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny.export(tmp_path_factory.mktemp("export"))
-
-
-@pytest.fixture
-def loaded(folder) -> pretrained.Pretrained:
-    return pretrained.load(folder)
-
-
 def method(loaded, plug=cocoop, **keys):
     torch.manual_seed(0)
     return plug.Method(plug.Config(name="any", **keys), loaded, NAMES)

@@ -8,18 +8,7 @@ from finetune.methods import base, full
 from pretrain import pretrained
 from pretrain.config import ConfigError, build
 from pretrain.engine import optim
-from tests import tiny
 from tests.finetune.methods.test_clip_adapter import NAMES, TEMPLATES, labelled, zero_shot
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny.export(tmp_path_factory.mktemp("export"))
-
-
-@pytest.fixture
-def loaded(folder) -> pretrained.Pretrained:
-    return pretrained.load(folder)
 
 
 def method(loaded, **keys) -> full.Method:

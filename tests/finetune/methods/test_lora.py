@@ -11,16 +11,6 @@ from tests import tiny
 from tests.finetune.methods.test_clip_adapter import NAMES, TEMPLATES, labelled, zero_shot
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny.export(tmp_path_factory.mktemp("export"))
-
-
-@pytest.fixture
-def loaded(folder) -> pretrained.Pretrained:
-    return pretrained.load(folder)
-
-
 def method(loaded, **keys) -> lora.Method:
     torch.manual_seed(0)
     made = lora.Method(lora.Config(name="lora", templates=TEMPLATES, **keys), loaded, NAMES)
