@@ -91,13 +91,21 @@ def role(method: Mapping[str, Any]) -> str:
 
 
 def judge(cells: Iterable[Cell], claims: Iterable[Claim] = CLAIMS) -> list[Verdict]:
-    """Return a verdict on each claim. Of several variants of a method, the first in the alphabet speaks for it."""
-    chosen: dict[str, str] = {}
+    """Return a verdict on each claim.
+
+    Of several variants of a method that have the score, the first in the alphabet speaks for it.
+    """
     known = sorted(cells, key=lambda c: (c.label, c.shots, c.seed))
-    for cell in known:
+    return [_judge(claim, _speakers(claim, known)) for claim in claims]
+
+
+def _speakers(claim: Claim, cells: list[Cell]) -> dict[tuple[str, int, int], Mapping[str, float]]:
+    """Return the scores that a claim may use by role, shots and seed."""
+    chosen: dict[str, str] = {}
+    scored = [cell for cell in cells if claim.score in cell.scores]
+    for cell in scored:
         chosen.setdefault(role(cell.method), cell.label)
-    runs = {(role(c.method), c.shots, c.seed): c.scores for c in known if chosen[role(c.method)] == c.label}
-    return [_judge(claim, runs) for claim in claims]
+    return {(role(c.method), c.shots, c.seed): c.scores for c in scored if chosen[role(c.method)] == c.label}
 
 
 def _judge(claim: Claim, runs: Mapping[tuple[str, int, int], Mapping[str, float]]) -> Verdict:
@@ -123,7 +131,7 @@ def _pairs(
     """Return differences by shots and seed."""
     found = {}
     for (name, shots, seed), scored in runs.items():
-        if name != claim.better or not claim.shots(shots) or claim.score not in scored:
+        if name != claim.better or not claim.shots(shots):
             continue
         zero = claim.score.replace("accuracy", ZERO)
         against = scored.get(zero) if other == ZERO else runs.get((other, shots, seed), {}).get(claim.score)

@@ -23,10 +23,12 @@ from pretrain.data.format import write_atomic
 from pretrain.report import page, scores
 
 NAME = re.compile(r"(?P<label>.+)-shots(?P<shots>\d+)-seed(?P<seed>\d+)")
+BASE = "base/"  #: before the scores on the test split of runs that know half of the classes only
 HARMONIC = "harmonic"  #: of base and new accuracy, 2bn / (b + n)
 DELTA = "delta.safetensors"
 TITLES = {
-    "accuracy": "Accuracy on the test split", "new/accuracy": "Accuracy on new classes",
+    "accuracy": "Accuracy on the test split", "base/accuracy": "Accuracy on base classes, trained on these alone",
+    "new/accuracy": "Accuracy on new classes",
     HARMONIC: "Harmonic mean of base and new classes", "shift/accuracy": "Accuracy under the shift",
 }  # fmt: skip
 
@@ -45,13 +47,21 @@ def read(out: Path) -> list[Cell]:
         tree = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         lead = f"{tree['task']['name']}/"
         scored = {key.removeprefix(lead): score.value for key, (_, score) in scores.newest(folder).items()}
-        base, new = scored.get("accuracy", 0.0), scored.get("new/accuracy")
-        if new is not None:
-            scored[HARMONIC] = 2 * base * new / (base + new) if base + new else 0.0
+        if tree["task"].get("classes") == "base":
+            scored = _of_halves(scored)
         found.append(Cell(name["label"], tree["method"], int(name["shots"]), int(name["seed"]), scored))
     if not found:
         raise ValueError(f"{out}: no finished run called METHOD-shotsK-seedS there; sweep first")
     return found
+
+
+def _of_halves(scored: dict[str, float]) -> dict[str, float]:
+    """Return the scores of a run that learnt half of the classes under names that say so, and both halves' mean."""
+    out = {key if key.startswith("new/") else BASE + key: value for key, value in scored.items()}
+    base, new = scored["accuracy"], scored.get("new/accuracy")
+    if new is not None:
+        out[HARMONIC] = 2 * base * new / (base + new) if base + new else 0.0
+    return out
 
 
 def table(cells: list[Cell], score: str) -> dict[str, dict[int, Mean]]:

@@ -2,8 +2,9 @@
 
 A cell is what `finetune/main.py` makes of the same config, in a run folder of its own, OUT/METHOD-shotsK-seedS; this
 process reads the base once for all of them, and features come from the cache. Cells that are finished are skipped, an
-interrupted one goes on. A method is a name of `methods:` in FILE (sections that are its own, over those of FILE), a
-module of finetune/methods, or a config of its own. Results: see finetune/results.py.
+interrupted one goes on. A method is a name of `methods:` in FILE (sections that are its own, over those of FILE; with
+`shots: [...]` it runs at these numbers of --shots only), a module of finetune/methods, or a config of its own.
+Results: see finetune/results.py.
 """
 
 import copy
@@ -36,7 +37,8 @@ from pretrain.report import scores
 OVERRIDE = re.compile(r"[\w.]+=")
 SHARDS = "data"  #: folder of OUT with one's own pictures as shards
 EXAMPLE = """examples:
-  python -m finetune.sweep --config finetune/configs/sweeps/iconcaps.yaml base=runs/clip_iconcaps/export \\
+  python -m finetune.sweep --config finetune/configs/sweeps/iconcaps.yaml --out sweeps/icons      (all that FILE lists)
+  python -m finetune.sweep --config finetune/configs/sweeps/iconcaps.yaml base=exports/clip_iconcaps/diptych \\
       --methods coop linear_probe tip tip_f --shots 1 2 4 8 16 --seeds 1 2 3 --out sweeps/icons
 one's own pictures, FOLDER/CLASS/*.jpg: add task.data=FOLDER
 task 3 of a SLURM array of 8: add --cell 3 --of 8"""
@@ -120,7 +122,7 @@ def cells(
     found = []
     for given in methods:
         method, tree = tree_of(given, file)
-        for shot in shots:
+        for shot in _own_shots(method, tree.pop("shots", None), shots):
             for seed in seeds:
                 run = {**(tree.get("run") or {}), "name": f"{method}-shots{shot}-seed{seed}", "dir": str(out)}
                 task = {**(tree.get("task") or {}), "shots": shot, "seed": seed}
@@ -133,6 +135,26 @@ def cells(
     if len(set(names)) < len(names):
         raise ConfigError(f"--methods: two cells are called {next(n for n in names if names.count(n) > 1)}")
     return found
+
+
+def _own_shots(method: str, own: Any, shots: Sequence[int]) -> list[int]:
+    if own is None:
+        return list(shots)
+    if not isinstance(own, list) or not own or not all(type(shot) is int for shot in own):
+        raise ConfigError(f"methods.{method}.shots: {own!r} is no list of numbers of shots, such as [4, 16]")
+    return [shot for shot in shots if shot in own]
+
+
+def listed(file: str | None) -> list[str]:
+    """Return the methods that a sweep's config lists.
+
+    Raises:
+        ConfigError: it lists none.
+    """
+    names = list((config.read_yaml(file).get("methods") or {}) if file else {})
+    if not names:
+        raise ConfigError("--methods: say which, or list them in `methods:` of --config FILE")
+    return names
 
 
 def as_shards(todo: list[Cell], out: Path) -> list[Cell]:
@@ -223,7 +245,9 @@ def main(words: list[str] | None = None) -> int:
     given = [word for word in words if OVERRIDE.match(word)]
     parser = command.parser(__doc__, EXAMPLE)
     parser.add_argument("--config", metavar="FILE", help="the config of all methods that are given by name")
-    parser.add_argument("--methods", nargs="+", required=True, metavar="NAME", help="names, or configs of their own")
+    parser.add_argument(
+        "--methods", nargs="+", metavar="NAME", help="names, or configs of their own; default: all that FILE lists"
+    )
     parser.add_argument("--shots", nargs="+", type=int, default=[1, 2, 4, 8, 16], help="samples a class")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="of draws and training")
     parser.add_argument("--out", type=Path, default=Path("sweeps/few_shot"), help="default: sweeps/few_shot")
@@ -235,7 +259,8 @@ def main(words: list[str] | None = None) -> int:
         parser.error("--cell I --of N: both or neither, I from 0 to N - 1")
 
     def sweep() -> int:
-        found = cells(args.methods, args.shots, args.seeds, file=args.config, out=args.out, words=given)
+        methods = args.methods or listed(args.config)
+        found = cells(methods, args.shots, args.seeds, file=args.config, out=args.out, words=given)
         mine = found if args.of is None else found[args.cell :: args.of]
         if args.list:
             print("\n".join(cell.name for cell in mine))

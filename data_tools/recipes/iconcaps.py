@@ -7,7 +7,7 @@ Source: npm packages. Names and keywords: emojibase-data (MIT). Pictures: @iconi
 Two things are held out: the hand of noto (test) with its older set noto-v1 (validation), and a tenth of the
 concepts, chosen by the hash of their hexcode, out of every training style ("unseen"). Flags are left out: they look
 the same in every style, so they would teach and prove nothing. The few-shot shards sort the test style into
-emojibase's subgroups.
+emojibase's subgroups; the shift shards are the same concepts, cut in the same way, as the validation style draws them.
 
     python -m data_tools build --recipe iconcaps --out data/iconcaps
 """
@@ -130,21 +130,30 @@ def main_splits(concepts: Sequence[Concept], drawings: Drawings, classes: Mappin
 
 
 def few_shot_splits(concepts: Sequence[Concept], drawings: Drawings) -> dict[str, list[Sample]]:
-    """Return the test style by subgroup, cut 60/20/20 by the hash of the hexcode inside each subgroup."""
-    style = next(style for style in STYLES if style.role == "test")
+    """Return the test style by subgroup, cut 60/20/20 by the hash of the hexcode inside each subgroup.
+
+    What the validation style draws of the same concepts is cut alike: the same classes under a shift of style.
+    """
+    hands = {"fewshot": _hand("test"), "shift": _hand("validation")}
     members: dict[str, list[Concept]] = {}
     for concept in concepts:
-        if concept.hexcode in drawings[style.name] and concept.subgroup_key and concept.group != "flags":
+        if concept.hexcode in drawings[hands["fewshot"].name] and concept.subgroup_key and concept.group != "flags":
             members.setdefault(concept.subgroup_key, []).append(concept)
     large = [group for group in members.values() if len(group) >= LEAST_MEMBERS]
-    splits: dict[str, list[Sample]] = {f"fewshot-{part}": [] for part in ("train", "validation", "test")}
+    splits: dict[str, list[Sample]] = {f"{to}-{part}": [] for to in hands for part in ("train", "validation", "test")}
     for number, group in enumerate(large):
         extra = {"class": number, "name": plain_name(group[0])}
         for rank, concept in enumerate(sorted(group, key=lambda c: _hash(c.hexcode))):
             share = rank / len(group)
             part = "train" if share < 0.6 else "validation" if share < 0.8 else "test"
-            splits[f"fewshot-{part}"].append(_sample(style, concept, prefix="fewshot-", extra=extra))
+            for to, style in hands.items():
+                if concept.hexcode in drawings[style.name]:
+                    splits[f"{to}-{part}"].append(_sample(style, concept, prefix=f"{to}-", extra=extra))
     return {name: _shuffled(samples) for name, samples in splits.items()}
+
+
+def _hand(role: str) -> Style:
+    return next(style for style in STYLES if style.role == role)
 
 
 def plain_name(concept: Concept) -> str:

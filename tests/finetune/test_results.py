@@ -71,6 +71,9 @@ def test_both_tips_and_both_ends_of_wise():
     assert judged(worse)["WiSE-FTat"].why == "not above full at 4 shots"
     new = [cell("coop", 16, 1, 0.9, **{"new/accuracy": 0.4}), cell("cocoop", 16, 1, 0.8, **{"new/accuracy": 0.5})]
     assert judged(new)["CoCoOpabove"].held
+    whole = [cell("coop", 16, 1, 0.7), cell("cocoop", 16, 1, 0.6)]
+    halves = [c._replace(label=f"{c.label}_base") for c in new]
+    assert judged(whole + halves)["CoCoOpabove"].held, "those speak that have the score"
 
 
 def test_the_table_is_written_without_torch(tmp_path):

@@ -42,6 +42,20 @@ def test_cells_are_configs_of_the_single_command(tmp_path):
     assert found[-1].recipe.method.name == "linear_probe" and found[-1].recipe.method.c == 1.0
 
 
+def test_a_method_may_have_numbers_of_shots_of_its_own(tmp_path):
+    file = Path(config_file(tmp_path))
+    file.write_text(file.read_text().replace("probe: {", "probe: {shots: [2, 16], "))
+    found = sweep.cells(["coop", "probe"], [1, 2], [1], file=str(file), out=tmp_path / "out", words=[])
+    assert [(cell.method, cell.shots) for cell in found] == [("coop", 1), ("coop", 2), ("probe", 2)]
+    assert sweep.listed(str(file)) == ["probe", "long"]
+    file.write_text(file.read_text().replace("[2, 16]", "few"))
+    with pytest.raises(ConfigError, match=r"methods\.probe\.shots: 'few' is no list of numbers"):
+        sweep.cells(["probe"], [1], [1], file=str(file), out=tmp_path / "out", words=[])
+    for none in (None, str(recipe_file(tmp_path, name="bare"))):
+        with pytest.raises(ConfigError, match="--methods: say which"):
+            sweep.listed(none)
+
+
 def test_a_methods_own_sections_are_laid_over_the_configs(tmp_path):
     [cell] = made(tmp_path, methods=["long"], shots=[1])
     assert cell.recipe.method.name == "coop" and cell.recipe.optim.lr == 0.01 and cell.recipe.optim.optimizer == "sgd"
@@ -146,15 +160,20 @@ def test_the_shipped_sweep_is_one():
     file = ROOT / "finetune/configs/sweeps/iconcaps.yaml"
     text = file.read_text()
     assert "python -m finetune.sweep --config finetune/configs/sweeps/iconcaps.yaml" in text
-    labels = ["linear_probe", *config.read_yaml(file)["methods"]]
-    found = sweep.cells(labels, [1, 16], [1], file=str(file), out=Path("sweeps"), words=["base=x"])
-    assert [claims.role(cell.recipe.method.model_dump()) for cell in found[::2]] == [
-        "linear_probe", "coop", "cocoop", "clip_adapter", "tip", "tip_f", "full", "wise",
-    ]  # fmt: skip
+    labels = sweep.listed(str(file))
+    found = sweep.cells(labels, [1, 2, 4, 8, 16], [1], file=str(file), out=Path("sweeps"), words=["base=x"])
+    assert {cell.method: claims.role(cell.recipe.method.model_dump()) for cell in found} == {
+        **{name: name for name in ("linear_probe", "coop", "cocoop", "clip_adapter", "tip", "tip_f", "lora", "full")},
+        "wise": "wise", "coop_base": "coop", "cocoop_base": "cocoop",
+    }  # fmt: skip
+    shots = {name: [cell.shots for cell in found if cell.method == name] for name in labels}
+    assert shots["coop"] == [1, 2, 4, 8, 16] and shots["cocoop"] == shots["cocoop_base"] == [4, 16]
+    assert all(cell.recipe.train is None or (cell.recipe.train.steps or 0) <= 1000 for cell in found)
     assert {role for claim in claims.CLAIMS for role in (claim.better, *claim.worse)} - {claims.ZERO} <= {
         claims.role(cell.recipe.method.model_dump()) for cell in found
     }
-    assert found[-1].recipe.optim.lr == found[-3].recipe.optim.lr == 3e-5
+    by_name = {cell.method: cell.recipe for cell in found}
+    assert by_name["wise"].optim == by_name["full"].optim and by_name["wise"].train == by_name["full"].train
 
 
 @pytest.mark.slow

@@ -111,7 +111,8 @@ def test_splits_do_not_leak(built: Path) -> None:
     unseen = {row["hexcode"] for row in concepts() if Concept(row["hexcode"], "", (), "", "", "").is_unseen}
     assert unseen, "the fixture needs an unseen concept"
     rows = {split: [json.loads(m["json"]) for m in read(built / "out", split).values()] for split in
-            ("train", "validation", "test", "fewshot-train", "fewshot-validation", "fewshot-test")}  # fmt: skip
+            ("train", "validation", "test", "fewshot-train", "fewshot-validation", "fewshot-test",
+             "shift-train", "shift-validation", "shift-test")}  # fmt: skip
     assert {row["style"] for row in rows["train"]} == {style.name for style in STYLES if style.role == "train"}
     assert not unseen & {row["hexcode"] for row in rows["train"]}
     assert all(row["seen"] for row in rows["train"])
@@ -122,6 +123,11 @@ def test_splits_do_not_leak(built: Path) -> None:
     few = [{row["hexcode"] for row in rows[f"fewshot-{part}"]} for part in ("train", "validation", "test")]
     assert [len(part) for part in few] == [27, 9, 8], "60/20/20 inside each class"
     assert len(set.union(*few)) == BIRDS + TOOLS, "no concept on two sides"
+    for part in ("train", "validation", "test"):
+        classes = {row["hexcode"]: row["class"] for row in rows[f"fewshot-{part}"]}
+        shifted = {row["hexcode"]: row["class"] for row in rows[f"shift-{part}"]}
+        assert {row["style"] for row in rows[f"shift-{part}"]} == {"noto-v1"}
+        assert shifted and shifted.items() <= classes.items(), "the same concepts on the same side"
 
 
 def test_records_and_classes(built: Path) -> None:
