@@ -51,9 +51,13 @@ def requeue(job: str, say: Callable[[str], None], *, patience: float = PATIENCE,
 
 
 def _refused(job: str) -> str:
-    found = slurm.queue(job=job)
-    state = found[0].state if found else "GONE"
+    found = slurm.record(job)
+    state = found.get("JobState", "GONE")
     if state != "RUNNING":  # cancelled, or SLURM has queued it already: it must not rise twice
         return f"the job is {state}, not RUNNING"
-    nodes = os.environ.get("SLURM_JOB_NODELIST", found[0].where)
-    return "" if nodes == found[0].where else f"it runs on {found[0].where} now, no longer on {nodes}"
+    nodes = os.environ.get("SLURM_JOB_NODELIST", found["NodeList"])
+    if nodes != found["NodeList"]:
+        return f"it runs on {found['NodeList']} now, no longer on {nodes}"
+    # fewer than ours where a controller was killed before it had saved the last restart
+    later = int(found.get("Restarts", 0)) > int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    return f"it has been started again since ({found['Restarts']} restarts)" if later else ""

@@ -10,7 +10,7 @@ import sys
 import uuid
 from typing import Any
 
-from launcher import findings, hostfile, world
+from launcher import findings, hostfile, machine, world
 from launcher.findings import Finding
 from launcher.job import JobError
 from launcher.node import MARK
@@ -193,7 +193,7 @@ class Examination:
         """Return the variable that `launcher run` would set on this node."""
         if len(self.nodes.hosts) == 1 or facts["variables"].get("GLOO_SOCKET_IFNAME"):
             return {}
-        card = findings.needed_interface(facts)
+        card = machine.needed_interface(facts["address"], facts["interfaces"])
         return {"GLOO_SOCKET_IFNAME": card} if card else {}
 
 

@@ -80,13 +80,8 @@ def _nccl() -> list[Default]:
 
 
 def _interface(gpus: int, master: str, here: str) -> list[Default]:
-    """gloo listens where the machine's own name leads: on Debian often 127.0.1.1, which no other node can reach."""
-    if not here.startswith("127.") and here:
-        return []
-    name = machine.interface_to(master) if master else ""
-    if not name or name == "lo":
-        addresses = machine.interfaces()
-        name = next((card for card, address in addresses.items() if not address.startswith("127.")), "")
+    toward = machine.interface_to(master) if master else ""
+    name = machine.needed_interface(here, machine.interfaces(), toward)
     if not name:
         return []
     why = f"this machine's name stands for {here or 'no address'}, where other nodes cannot reach it"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Mapping, NamedTuple
 
+from launcher import machine
+
 GIB = 2**30
 SKEW = 1.0  #: seconds between two clocks that make logs of two nodes misleading
 BUSY = 1024  #: MiB used of a GPU that nobody should be using
@@ -134,20 +136,14 @@ def _interfaces(name: str, facts: dict[str, Any], count: int) -> list[Finding]:
         elif count > 1 and all(cards[card].startswith("127.") for card in good):
             text = f"{name}: {variable}={value} leads to this machine only; it has {shown}; {better}"
             out.append(wrong("interface", text))
-    if count > 1 and needed_interface(facts) and not facts["variables"].get("GLOO_SOCKET_IFNAME"):
+    needed = machine.needed_interface(facts["address"], facts["interfaces"])
+    if count > 1 and needed and not facts["variables"].get("GLOO_SOCKET_IFNAME"):
         text = (
             f"{name}: its own name stands for {facts['address'] or 'no address'}, where gloo would listen in vain; "
-            f"set GLOO_SOCKET_IFNAME={outward[0] if outward else '...'} (`launcher run` does), or mend /etc/hosts"
+            f"set GLOO_SOCKET_IFNAME={needed} (`launcher run` does), or mend /etc/hosts"
         )
         out.append(doubt("interface", text))
     return out
-
-
-def needed_interface(facts: Mapping[str, Any]) -> str:
-    """Return the interface that must be named for gloo on a node whose own name leads nowhere; "" where it need not."""
-    if facts["address"] and not facts["address"].startswith("127."):
-        return ""
-    return next((card for card, address in facts["interfaces"].items() if not address.startswith("127.")), "")
 
 
 def _chosen(variable: str, value: str, cards: list[str]) -> list[str]:

@@ -61,6 +61,23 @@ def interface_to(host: str) -> str:
     return next((name for name, address in interfaces().items() if address == here), "")
 
 
+def needed_interface(address: str, cards: Mapping[str, str], toward: str = "") -> str:
+    """Return the interface that gloo must be told of, "" where it need not.
+
+    It listens where the machine's own name leads: on Debian often 127.0.1.1, which no other node can reach.
+
+    Args:
+        address: what the machine's name stands for.
+        cards: the address of each interface.
+        toward: the interface over which the other nodes are reached, where that is known.
+    """
+    if address and not address.startswith("127."):
+        return ""
+    if toward not in ("", "lo"):
+        return toward
+    return next((card for card, own in cards.items() if not own.startswith("127.")), "")
+
+
 def own_address() -> str:
     """Return the address that this machine's own name stands for, "" where it stands for none."""
     try:

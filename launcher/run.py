@@ -23,8 +23,6 @@ two machines by ssh, or without it (on each, with its own --node-rank):
   python -m launcher run --with deepspeed --hostfile hosts CONFIG
   python -m launcher run --with torchrun --nodes 2 --node-rank 0 --master-addr node1 --master-port 29500 CONFIG"""
 
-FOREIGN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE")  #: of another launcher: they would win
-
 
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what `run` and `submit` have in common."""
@@ -81,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 def place() -> World:
     """Return where this process stands, the variables of a launcher that started this shell left out."""
-    return world.read({name: value for name, value in os.environ.items() if name not in FOREIGN})
+    return world.read(world.outside(os.environ))
 
 
 def job_of(args: argparse.Namespace, here: World) -> Job:
@@ -195,9 +193,7 @@ def environment_of(job: Job, here: World, token: str) -> tuple[dict[str, str], l
         python=job.python,
         master=job.master_addr or here.master_addr,
     )
-    env, lines = environment.complete(os.environ, wanted)
-    for name in FOREIGN:
-        env.pop(name, None)
+    env, lines = environment.complete(world.outside(os.environ), wanted)
     if here.kind == "slurm":
         addr, port = job.master_addr or here.master_addr, job.master_port or here.master_port
         env["MASTER_ADDR"], env["MASTER_PORT"] = addr, str(port)

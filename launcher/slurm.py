@@ -8,6 +8,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import Mapping, NamedTuple
 
+from launcher import world
 from launcher.job import ROOT, Job, JobError
 
 SECONDS = 60  #: a controller that is dead or overloaded answers late or never
@@ -112,7 +113,7 @@ def submit(job: Job) -> str:
     Raises:
         SlurmError: sbatch refuses.
     """
-    env = {**os.environ, OPTIONS: json.dumps(job.sbatch)}
+    env = {**world.outside(os.environ), OPTIONS: json.dumps(job.sbatch)}
     said = ask(["sbatch", "--parsable", f"--chdir={job.folder}", *sbatch_line(job)[1:]], env=env)
     return said.strip().partition(";")[0]
 
@@ -144,6 +145,21 @@ def queue(*, job: str = "", user: str = "") -> list[Queued]:
         if "Invalid job id" in str(error):
             return []
         raise
+
+
+def record(job: str) -> dict[str, str]:
+    """Return what SLURM keeps of a job, as `scontrol show job` names it; {} of one that it has forgotten.
+
+    Raises:
+        SlurmError: scontrol does not answer.
+    """
+    try:
+        said = ask(["scontrol", "show", "job", "--oneliner", job])
+    except SlurmError as error:
+        if "Invalid job id" in str(error):
+            return {}
+        raise
+    return dict(word.split("=", 1) for word in said.split() if "=" in word)
 
 
 def requeue(job: str) -> None:

@@ -16,6 +16,10 @@ from launcher.job import JobError
 FIRST_PORT, PORTS = 20000, 12768  #: up to 32767: from 32768 on Linux gives ports to whoever connects to anything
 
 
+RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE")  #: what a launcher tells each rank
+MEETING = ("MASTER_ADDR", "MASTER_PORT")
+
+
 class World(NamedTuple):
     """Which process this is, of which."""
 
@@ -46,6 +50,15 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+def outside(env: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables without those that make this process a rank of another run: they would win in the new one.
+
+    A meeting point that comes with them is that run's; by itself it is somebody's wish, and stays.
+    """
+    foreign = (*RANK, *(MEETING if "RANK" in env else ()))
+    return {name: value for name, value in env.items() if name not in foreign}
 
 
 def read(env: Mapping[str, str] = os.environ) -> World:

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 
 from finetune import claims, results, sweep
-from pretrain import config
 from pretrain.config import ConfigError
 from pretrain.report import scores
 from tests import tiny

@@ -10,31 +10,31 @@ import pytest
 from launcher import again
 
 
-def stand_ins(folder: Path, monkeypatch: pytest.MonkeyPatch, *, state: str, where: str, away: int = 0) -> Path:
-    """Put squeue and scontrol on PATH, of which the first `away` calls of squeue get no answer; return what is told."""
+def stand_in(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *, state: str, where: str, restarts: int = 0, away: int = 0
+) -> Path:
+    """Put scontrol on PATH, whose first `away` calls get no answer; return where it notes what it is told to do."""
     (folder / "left").write_text("x" * away)
-    scripts = {
-        "squeue": f"""#!/bin/sh
+    script = f"""#!/bin/sh
+if [ "$1" != show ]; then echo "$@" >> {folder}/told; exit; fi
 left=$(cat {folder}/left)
 if [ -n "$left" ]; then
   printf %s "${{left#x}}" > {folder}/left
   echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2
   exit 1
 fi
-echo "7|run|{state}|1:00|2:00|2|{where}"
-""",
-        "scontrol": f'#!/bin/sh\necho "$@" >> {folder}/told\n',
-    }
-    for name, text in scripts.items():
-        (folder / name).write_text(text)
-        (folder / name).chmod(0o755)
+echo "JobId=7 JobName=my run JobState={state} Requeue=1 Restarts={restarts} NodeList={where} BatchHost=n1"
+"""
+    (folder / "scontrol").write_text(script)
+    (folder / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
     monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     return folder / "told"
 
 
 def test_a_controller_that_is_away_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = stand_ins(tmp_path, monkeypatch, state="RUNNING", where="n[1-2]", away=3)
+    told = stand_in(tmp_path, monkeypatch, state="RUNNING", where="n[1-2]", away=3)
     said: list[str] = []
     assert again.requeue("7", said.append, pause=0) == ""
     assert told.read_text() == "requeue 7\n"
@@ -42,24 +42,26 @@ def test_a_controller_that_is_away_is_waited_for(tmp_path: Path, monkeypatch: py
 
 
 def test_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = stand_ins(tmp_path, monkeypatch, state="RUNNING", where="n[1-2]", away=3)
+    told = stand_in(tmp_path, monkeypatch, state="RUNNING", where="n[1-2]", away=3)
     assert "submit it again" in again.requeue("7", lambda line: None, patience=-1, pause=0)
     assert not told.exists()
 
 
 @pytest.mark.parametrize(
-    ("state", "where", "why"),
+    ("state", "where", "restarts", "why"),
     [
-        ("COMPLETING", "n[1-2]", "the job is COMPLETING, not RUNNING"),
-        ("RUNNING", "n[2-3]", "it runs on n[2-3] now, no longer on n[1-2]"),  # this node was cut off meanwhile
+        ("COMPLETING", "n[1-2]", 1, "the job is COMPLETING, not RUNNING"),
+        ("RUNNING", "n[2-3]", 2, "it runs on n[2-3] now, no longer on n[1-2]"),  # this node was cut off meanwhile
+        ("RUNNING", "n[1-2]", 2, "it has been started again since (2 restarts)"),  # and given the job once more
+        ("RUNNING", "n[1-2]", 0, ""),  # a controller that was killed before it had saved the restart
     ],
 )
 def test_a_job_that_is_no_longer_ours_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, where: str, why: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, where: str, restarts: int, why: str
 ) -> None:
-    told = stand_ins(tmp_path, monkeypatch, state=state, where=where)
+    told = stand_in(tmp_path, monkeypatch, state=state, where=where, restarts=restarts)
     assert again.requeue("7", lambda line: None, pause=0) == why
-    assert not told.exists()
+    assert told.exists() == (not why)
 
 
 def test_a_task_of_an_array_is_not_the_array() -> None:

@@ -24,6 +24,14 @@ def test_an_interface_is_named_only_where_the_name_leads_nowhere() -> None:
     assert "NCCL_SOCKET_IFNAME" not in found
 
 
+def test_which_interface() -> None:
+    cards = {"lo": "127.0.0.1", "eth0": "10.0.0.1", "ib0": "10.1.0.1"}
+    assert machine.needed_interface("10.0.0.1", cards, "ib0") == ""
+    assert machine.needed_interface("127.0.1.1", cards, "ib0") == "ib0", "over which the others are reached"
+    assert machine.needed_interface("", cards, "lo") == machine.needed_interface("127.0.1.1", cards) == "eth0"
+    assert machine.needed_interface("", {"lo": "127.0.0.1"}) == ""
+
+
 def test_what_is_set_stays_and_every_line_says_why() -> None:
     wanted = environment.defaults(gpus=1, cores=8, ranks_per_node=1, nodes=1)
     env, lines = environment.complete({"NCCL_DEBUG": "INFO", "HOME": "x"}, wanted)

@@ -179,7 +179,9 @@ def test_a_zero_of_deepspeed_whose_child_was_killed_is_not_believed(tmp_path: Pa
     assert ends(tmp_path) == [("crashed", 0), ("done", 0)]
 
 
-SQUEUE = '#!/bin/sh\necho "7|run|$(cat "$STATE")|1:00|2:00|1|n1"\n'
+SCONTROL = """#!/bin/sh
+if [ "$1" = show ]; then echo "JobId=7 JobState=$(cat "$STATE") Restarts=0 NodeList=n1"; else echo "$@" >> {told}; fi
+"""
 
 
 def in_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, *, srun: int = 0) -> Path:
@@ -188,8 +190,7 @@ def in_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, *, sru
     (tmp_path / "state").write_text(state)
     monkeypatch.setenv("STATE", str(tmp_path / "state"))
     scripts = {
-        "squeue": SQUEUE,
-        "scontrol": f'#!/bin/sh\necho "$@" >> {told}\n',
+        "scontrol": SCONTROL.format(told=told),
         "srun": f"#!/bin/sh\necho Node failure >&2\nexit {srun}\n",
     }
     (tmp_path / "bin").mkdir()

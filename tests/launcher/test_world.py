@@ -81,3 +81,9 @@ def test_the_first_host_as_the_ranks_see_it(nodes: str) -> None:
 def test_contradictions_are_refused(env: dict) -> None:
     with pytest.raises(JobError):
         world.read(env)
+
+
+def test_a_new_run_is_nobodys_rank() -> None:
+    assert world.outside({**TORCHRUN, "HOME": "x"}) == {"TORCHELASTIC_RUN_ID": "none", "HOME": "x"}
+    wish = {"MASTER_ADDR": "a", "HOME": "x"}
+    assert world.outside(wish) == wish, "asked for, and no other run's"
