@@ -196,7 +196,7 @@ def test_a_run_on_the_table_ends_as_one_that_encodes_each_step(method, tmp_path,
     kept, kept_scores = delta(tmp_path), scores.newest(tmp_path / "runs" / "run")
     assert ranks.run(1, fine_tune, file, "zero.stage=0", "run.name=plain", *PLAIN) == [(0, True)]
     for name, want in delta(tmp_path, "plain").items():
-        torch.testing.assert_close(kept[name], want, rtol=0, atol=2e-5)
+        torch.testing.assert_close(kept[name], want, rtol=2e-5, atol=2e-5)
     assert scores.newest(tmp_path / "runs" / "plain") == kept_scores
 
 
