@@ -36,11 +36,14 @@ check: $(READY)  ## ruff, format, import contracts, types
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/mypy
 
+# a file at a time: its tests share what they have set up
+PYTEST := $(PY) -m pytest -q -n logical --maxprocesses 4 --dist loadfile
+
 test: $(READY)  ## the test suite, under 15 minutes on 2 cores
-	$(PY) -m pytest -q -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 test-all: $(READY)  ## the slow ones: real launchers at every stage, whole pipelines; CI runs them after `make test`
-	$(PY) -m pytest -q -m 'slow and not soak'
+	$(PYTEST) -m 'slow and not soak'
 
 test-min:  ## the unit tests on the oldest versions that setup.py admits, in an environment of their own
 	bash tests/oldest.sh $(PYTHON)

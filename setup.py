@@ -39,6 +39,7 @@ EXTRAS = {
     "dev": [
         "imagehash>=4.3.1",  # the definition that the perceptual hash is tested against
         "pytest>=8.0",  # the test suite
+        "pytest-xdist>=3.5",  # on all cores, a file at a time
         "moto[server]>=5.0.14",  # a real S3 API on loopback, for the tests of remote shards
         "s3fs>=2025.5",  # the client that they use
         "ray>=2.9",  # a real cluster of two workers, for the tests of data_tools --engine ray
