@@ -31,8 +31,9 @@ from pretrain.config import ConfigError
 from pretrain.data import loader
 from pretrain.data.quarantine import Quarantine
 from pretrain.engine import optim, process
+from pretrain.engine.parts import Data, Identity
 from pretrain.engine.run_folder import RunFolder
-from pretrain.engine.trainer import Data, Identity, Trainer
+from pretrain.engine.trainer import Trainer
 from pretrain.evals.base import Features
 from pretrain.evals.zero_shot import class_weights
 from pretrain.metrics.interval import Score

@@ -22,8 +22,9 @@ from pretrain.data.format import write_atomic
 from pretrain.data.quarantine import Quarantine
 from pretrain.engine import peak, process, profile
 from pretrain.engine.monitor import Speed
+from pretrain.engine.parts import Data, Hook, Identity
 from pretrain.engine.run_folder import RunFolder
-from pretrain.engine.trainer import Data, Hook, Identity, Trainer
+from pretrain.engine.trainer import Trainer
 from pretrain.evals.base import Features
 from pretrain.objectives.base import Mixture
 from pretrain.planning import memory

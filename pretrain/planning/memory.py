@@ -16,8 +16,8 @@ group's partition at stages 1 to 3). A save copies weights and moments to host m
 from dataclasses import dataclass
 
 from pretrain.data.loader import PREFETCH
+from pretrain.engine.deepspeed_config import BUCKET
 from pretrain.engine.optim import MOMENTS
-from pretrain.engine.zero import BUCKET
 from pretrain.planning.rehearsal import Step
 from pretrain.recipe import Recipe
 

@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from pretrain.engine import watchdog
+from pretrain.engine.blame import Sign, verdict
 from pretrain.engine.preemption import EXIT_REQUEUE
 from pretrain.engine.run_folder import RunFolder
-from pretrain.engine.watchdog import Sign, verdict
 from tests.pretrain.engine import tiny_run
 
 QUICK = ["watchdog.seconds=2", "watchdog.data_seconds=2", "train.steps=12"]

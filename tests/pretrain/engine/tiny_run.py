@@ -18,16 +18,16 @@ from pretrain import dist
 from pretrain.batch import Batch
 from pretrain.config import ConfigError, Section, build, exit_with, override
 from pretrain.data.excluded import Excluded
-from pretrain.engine import process, trainer
+from pretrain.engine import parts, process, trainer
 from pretrain.engine.checkpoint import Config as Checkpoint
+from pretrain.engine.deepspeed_config import Config as Zero
 from pretrain.engine.monitor import Config as Monitor
 from pretrain.engine.optim import Config as Optim
 from pretrain.engine.rollback import Config as Faults
 from pretrain.engine.run_folder import RunFolder
+from pretrain.engine.steps import Config as Train
 from pretrain.engine.stragglers import Config as Stragglers
-from pretrain.engine.trainer import Config as Train
 from pretrain.engine.watchdog import Config as Watchdog
-from pretrain.engine.zero import Config as Zero
 from tests.pretrain.engine import tiny_module
 
 DEFAULTS: dict[str, Any] = {
@@ -103,7 +103,7 @@ def run(folder: str, *words: str, device: str | torch.device = "cpu") -> tuple[i
         folder=run_folder,
         device=torch.device(device),
         steps=recipe.train.total_steps(100),
-        data=trainer.Data(
+        data=parts.Data(
             batches=lambda first: batches(recipe, first, out[-1]),
             state=lambda step: {"position": step, **out[-1].state()},
             restore=restore,
@@ -111,10 +111,10 @@ def run(folder: str, *words: str, device: str | torch.device = "cpu") -> tuple[i
             batch_at=lambda step: out[-1].batch_at(step),
             on_bad=lambda batch, step: seen.append(("bad", step, len(batch.bad))),
         ),
-        identity=trainer.Identity(
+        identity=parts.Identity(
             fingerprint={"order": {"seed": recipe.order}}, optimisation={"optim": {"lr": recipe.optim.lr}}
         ),
-        hooks=[trainer.Hook(hook, 4)],
+        hooks=[parts.Hook(hook, 4)],
     )
     try:
         return made.run(), seen
