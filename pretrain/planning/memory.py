@@ -104,6 +104,18 @@ def forecast(
     )
 
 
+def compared(*, rows: int, world: int, width: int, parts: int) -> int:
+    """Return the bytes by which comparing features of `width` numbers exceeds a rehearsal, which is one rank's step.
+
+    The texts of the other ranks are gathered and get a gradient, and of the column of each of their rows the logsumexp
+    is put together (losses/contrastive.py); a tile of logits is as large as ever. Where a rank's `rows` go through the
+    model in several `parts`, both features of all its rows lie there, with their gradients and the loss's own.
+    """
+    features = 2 * width * rows
+    gathered = (world - 1) * (features + 4 * rows)
+    return FLOAT * (gathered + (3 * features if parts > 1 else 0))
+
+
 def bucket_elements(recipe: Recipe, trained: int) -> int:
     """Return the elements of the buffer through which gradients travel at stages 1 to 3."""
     given = (recipe.zero.extra.get("zero_optimization") or {}).get("reduce_bucket_size")
