@@ -182,7 +182,9 @@ def run(section: Recipe, device: torch.device, load: Load = pretrained.load) -> 
     train = section.train
     assert train is not None
     section.optim.epoch_steps = batches.samples_per_epoch / train.batch_size
-    quarantine = Quarantine(job.folder.path / "quarantine.jsonl", section.data.max_bad_fraction)
+    quarantine = Quarantine(
+        job.folder.path / "quarantine.jsonl", section.data.max_bad_fraction, check=job.folder.check_token
+    )
 
     def on_bad(batch: Batch, step: int) -> None:
         quarantine.add(batch.bad)
@@ -240,7 +242,7 @@ def finish(job: Job, before: dict[str, Score], *, steps: int, trainer: Trainer |
     dist.barrier()
     after |= job.open_scores(path)
     if dist.is_main():
-        scores.append(job.folder.path, steps, {**before, **after})
+        scores.append(job.folder.path, steps, {**before, **after}, check=job.folder.check_token)
     numbers = sum(state[name].numel() for name in job.method.trained())
     (name, now), then = next(iter(after.items())), next(iter(before.values()))
     print_once(

@@ -131,11 +131,25 @@ class Checkpoints:
         }
         self.block.fill(share.written(engine))
         part = hidden / f"part-{dist.rank():05d}-of-{dist.world():05d}.safetensors"
-        task = Task(lambda: {part.name: self.block.write(part, check=self.folder.check_token)})
+        task = self._begun(lambda: {part.name: self.block.write(part, check=self.folder.check_token)})
         self._save = _Save(final, hidden, state, task, began, time.monotonic() - began)
         if not self.config.asynchronous:
             self.wait()
             self.block.release()
+
+    def _begun(self, work: Callable[[], Any]) -> Task:
+        """Do work in a thread; where the folder is found to be another's, what was written of this start goes."""
+
+        def tidy() -> Any:
+            try:
+                return work()
+            except (OSError, StaleRunError):  # a newer start removes what an older one is about to rename
+                if not self.folder.owned():
+                    self.publication.clear()
+                self.folder.check_token()
+                raise
+
+        return Task(tidy)
 
     @property
     def ready(self) -> bool:
@@ -184,7 +198,7 @@ class Checkpoints:
             return
         files = {name: facts for part in found for name, facts in part.items()}
         save.publishing = True
-        save.task = Task(lambda: self._publish(save, files))
+        save.task = self._begun(lambda: self._publish(save, files))
 
     def _publish(self, save: _Save, files: dict[str, Any]) -> None:
         if dist.is_main():

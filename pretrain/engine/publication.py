@@ -67,7 +67,7 @@ class Publication:
             shutil.rmtree(left, ignore_errors=True)
 
     def clear(self) -> None:
-        """Remove what a save that failed has left."""
+        """Remove what saves of this start of the run have left behind that failed or found the folder taken over."""
         for left in self.folder.checkpoints.glob(f".*.{self.folder.token[:8]}.part"):
             shutil.rmtree(left, ignore_errors=True)
             left.unlink(missing_ok=True)

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from pretrain import dist
 from pretrain.batch import Batch
 from pretrain.data.quarantine import TooManyBad
-from pretrain.engine import accumulate, checkpoint, deferred, ema, monitor, recovery, stragglers, watchdog, zero
+from pretrain.engine import accumulate, checkpoint, deferred, ema, journal, monitor, recovery, watchdog, zero
 from pretrain.engine.agreement import Agreed, Agreement
 from pretrain.engine.parts import Data, Hook, Identity, Sections
 from pretrain.engine.preemption import EXIT_INTERRUPTED, EXIT_REQUEUE, Preemption
 from pretrain.engine.recovery import TrainingError
 from pretrain.engine.rollback import Trouble
 from pretrain.engine.run_folder import RunFolder, StaleRunError
+from pretrain.engine.stragglers import Stragglers
 from pretrain.models import blocks
 
 
@@ -86,7 +87,7 @@ class Trainer:
             fresh=sections.checkpoint.resume == "none",
         )
         self.watchdog = watchdog.Watchdog(sections.watchdog, folder)
-        self.stragglers = stragglers.Stragglers(sections.stragglers, device)
+        self.stragglers = Stragglers(sections.stragglers, device)
         self.monitor = self._monitor(self.start)
         for line in self.engine.groups if sections.optim.layer_decay else ():
             self.monitor.say(line)
@@ -102,7 +103,7 @@ class Trainer:
     def _monitor(self, start: int) -> monitor.Monitor:
         """Return what writes metrics from step `start` on; what the run has written of later steps is dropped."""
         if dist.is_main():
-            monitor.truncate(self.folder.path / "evals.jsonl", start)
+            journal.truncate(self.folder.path / "evals.jsonl", start)
         return monitor.Monitor(
             self.sections.monitor,
             self.folder.path,

@@ -29,8 +29,7 @@ from pydantic import Field
 
 from pretrain import dist
 from pretrain.config import Section
-from pretrain.engine import recorder
-from pretrain.engine import rollback as faults
+from pretrain.engine import journal, recorder
 from pretrain.engine.blame import STEP, Sign, Verdict, verdict
 from pretrain.engine.preemption import EXIT_REQUEUE
 from pretrain.engine.run_folder import RunFolder
@@ -207,9 +206,9 @@ class Watchdog:
 
     def _note(self, found: Verdict) -> None:
         with contextlib.suppress(OSError, RuntimeError):
-            self.folder.check_token()
             line = {"step": self._at, "what": "hang", "why": found.sentence, "ranks": sorted(found.ranks)}
-            faults.append(self.folder.path / "faults.jsonl", {**line, "time": time.time()})
+            faults = self.folder.path / "faults.jsonl"
+            journal.append(faults, {**line, "time": time.time()}, check=self.folder.check_token)
 
 
 def compiling(thread: int) -> bool:
