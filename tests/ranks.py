@@ -255,6 +255,7 @@ def _rank(channel: Connection, env: dict[str, str], pipe: int, log: int) -> NoRe
     except BaseException:
         traceback.print_exc()
     finally:
+        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
 
