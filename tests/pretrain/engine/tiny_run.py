@@ -28,6 +28,7 @@ from pretrain.engine.run_folder import RunFolder
 from pretrain.engine.steps import Config as Train
 from pretrain.engine.stragglers import Config as Stragglers
 from pretrain.engine.watchdog import Config as Watchdog
+from tests import trouble
 from tests.pretrain.engine import tiny_module
 
 DEFAULTS: dict[str, Any] = {
@@ -59,6 +60,7 @@ class Recipe(Section):
     slow_hook: float = 0.0  #: seconds that a hook takes
     bad_at: int = -1  #: step index at which the last rank reports a replaced sample
     signal_at: int = -1  #: step index at which the last rank gets SIGTERM
+    hang_at: int = -1  #: step index in whose forward the last rank falls asleep
     kill_at: int = -1  #: step index at which the last rank is killed, as kill -9 does
 
 
@@ -97,8 +99,11 @@ def run(folder: str, *words: str, device: str | torch.device = "cpu") -> tuple[i
         seen.append(("hook", step, made.engine.module.training))
 
     run_folder = RunFolder(folder, config="seed: 0\n")
+    module = tiny_module.Tiny(recipe.seed)
+    if dist.rank() == dist.world() - 1 and recipe.hang_at >= 0:
+        trouble.hang(module, recipe.hang_at)
     made = trainer.Trainer(
-        tiny_module.Tiny(recipe.seed),
+        module,
         recipe,
         folder=run_folder,
         device=torch.device(device),
