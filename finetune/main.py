@@ -31,8 +31,9 @@ from pretrain.config import ConfigError
 from pretrain.data import loader
 from pretrain.data.quarantine import Quarantine
 from pretrain.engine import optim, process
+from pretrain.engine.parts import Data, Identity
 from pretrain.engine.run_folder import RunFolder
-from pretrain.engine.trainer import Data, Identity, Trainer
+from pretrain.engine.trainer import Trainer
 from pretrain.evals.base import Features
 from pretrain.evals.zero_shot import class_weights
 from pretrain.metrics.interval import Score
@@ -181,7 +182,9 @@ def run(section: Recipe, device: torch.device, load: Load = pretrained.load) -> 
     train = section.train
     assert train is not None
     section.optim.epoch_steps = batches.samples_per_epoch / train.batch_size
-    quarantine = Quarantine(job.folder.path / "quarantine.jsonl", section.data.max_bad_fraction)
+    quarantine = Quarantine(
+        job.folder.path / "quarantine.jsonl", section.data.max_bad_fraction, check=job.folder.check_token
+    )
 
     def on_bad(batch: Batch, step: int) -> None:
         quarantine.add(batch.bad)
@@ -239,7 +242,7 @@ def finish(job: Job, before: dict[str, Score], *, steps: int, trainer: Trainer |
     dist.barrier()
     after |= job.open_scores(path)
     if dist.is_main():
-        scores.append(job.folder.path, steps, {**before, **after})
+        scores.append(job.folder.path, steps, {**before, **after}, check=job.folder.check_token)
     numbers = sum(state[name].numel() for name in job.method.trained())
     (name, now), then = next(iter(after.items())), next(iter(before.values()))
     print_once(

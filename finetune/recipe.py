@@ -12,13 +12,13 @@ from pretrain.config import ConfigError, Section
 from pretrain.data import loader
 from pretrain.data.transforms import Augment
 from pretrain.engine import checkpoint
+from pretrain.engine.deepspeed_config import Config as Zero
 from pretrain.engine.monitor import Config as Monitor
 from pretrain.engine.optim import Config as Optim
 from pretrain.engine.rollback import Config as Faults
+from pretrain.engine.steps import Config as Train
 from pretrain.engine.stragglers import Config as Stragglers
-from pretrain.engine.trainer import Config as Train
 from pretrain.engine.watchdog import Config as Watchdog
-from pretrain.engine.zero import Config as Zero
 from pretrain.recipe import Run
 
 

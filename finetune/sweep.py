@@ -30,7 +30,7 @@ from finetune.recipe import Recipe
 from pretrain import command, config, dist, pretrained, registry
 from pretrain.config import ConfigError
 from pretrain.engine import process
-from pretrain.engine.trainer import TrainingError
+from pretrain.engine.recovery import TrainingError
 from pretrain.pretrained import Pretrained
 from pretrain.report import scores
 

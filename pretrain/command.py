@@ -14,8 +14,8 @@ from pretrain.data.format import ShardError
 from pretrain.data.quarantine import TooManyBad
 from pretrain.engine import process
 from pretrain.engine.checkpoint import CheckpointError
+from pretrain.engine.recovery import TrainingError
 from pretrain.engine.run_folder import StaleRunError
-from pretrain.engine.trainer import TrainingError
 
 UNUSABLE = (ConfigError, ShardError)
 FAILED = (TrainingError, CheckpointError, StaleRunError, TooManyBad)

@@ -22,8 +22,9 @@ from pretrain.data.format import write_atomic
 from pretrain.data.quarantine import Quarantine
 from pretrain.engine import peak, process, profile
 from pretrain.engine.monitor import Speed
+from pretrain.engine.parts import Data, Hook, Identity
 from pretrain.engine.run_folder import RunFolder
-from pretrain.engine.trainer import Data, Hook, Identity, Trainer
+from pretrain.engine.trainer import Trainer
 from pretrain.evals.base import Features
 from pretrain.objectives.base import Mixture
 from pretrain.planning import memory
@@ -43,7 +44,7 @@ def train(recipe: Recipe, device: torch.device, *, planned: plan.Plan | None = N
     if dist.is_main():
         words.save(folder.path / "tokenizer")  # a run stays usable when the corpus is gone
     stream = recipe.data.order == "stream"  # its batches have no numbers
-    quarantine = Quarantine(folder.path / "quarantine.jsonl", recipe.data.max_bad_fraction)
+    quarantine = Quarantine(folder.path / "quarantine.jsonl", recipe.data.max_bad_fraction, check=folder.check_token)
 
     def on_bad(batch: Batch, step: int) -> None:
         quarantine.add(batch.bad)
@@ -76,13 +77,13 @@ def train(recipe: Recipe, device: torch.device, *, planned: plan.Plan | None = N
         average=recipe.ema,
         record=record,
         speed=Speed(planned.step.flops, peak.of(device, recipe.train.precision)) if planned else None,
-        hooks=eval_hooks(recipe, mixture, folder.path, steps=steps, words=words, device=device),
+        hooks=eval_hooks(recipe, mixture, folder, steps=steps, words=words, device=device),
     )
     if planned:
         write_atomic(folder.path / "plan.json", json.dumps(planned.tree(), indent=1).encode())
     code = trainer.run()
     if dist.is_main():
-        write.write(folder.path)  # the last line of metrics.jsonl came after the last eval
+        write.write(folder.path, check=folder.check_token)  # the last line of metrics.jsonl came after the last eval
     return code
 
 
@@ -104,7 +105,7 @@ def announce(recipe: Recipe, device: torch.device) -> plan.Plan | None:
 
 
 def eval_hooks(
-    recipe: Recipe, mixture: Mixture, folder: Path, *, steps: int, words: recipes.Tokenizer, device: torch.device
+    recipe: Recipe, mixture: Mixture, folder: RunFolder, *, steps: int, words: recipes.Tokenizer, device: torch.device
 ) -> list[Hook]:
     """Return one hook an eval: all ranks score together, rank 0 writes evals.jsonl."""
     features = Features(
@@ -120,10 +121,11 @@ def eval_hooks(
         def call(done: int) -> None:
             found = {f"{name}/{key}": score for key, score in scorer.run(features).items()}
             if dist.is_main():
-                scores.append(folder, done, found)
+                scores.append(folder.path, done, found, check=folder.check_token)
                 if scorer.examples is not None:
-                    write_atomic(folder / f"{name}.json", json.dumps({"step": done, **scorer.examples}).encode())
-                write.write(folder)
+                    tree = {"step": done, **scorer.examples}
+                    write_atomic(folder.path / f"{name}.json", json.dumps(tree).encode(), check=folder.check_token)
+                write.write(folder.path, check=folder.check_token)
                 print("\n".join(f"step {done}: {key} {score}" for key, score in found.items()), flush=True)
 
         return Hook(call, every=section.every_steps or steps)

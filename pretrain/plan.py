@@ -91,13 +91,10 @@ def resolve(recipe: Recipe, machines: Machines | None = None) -> Plan:
     micro = min(recipe.train.micro_batch_size or rows, rows)
     step = rehearsal.rehearse(recipe, vocabulary, rows=micro, length=length)
     found = outlook.look(recipe, world=here.world)
-    width = recipe.model.joint_width
-    loss = rehearsal.gathered(rows, world=here.world, width=width)
-    loss += rehearsal.accumulated(rows=rows, width=width) if micro < rows else 0
+    parts = -(-rows // micro)
+    loss = memory.compared(rows=rows, world=here.world, width=recipe.model.joint_width, parts=parts)
     saves = bool(recipe.checkpoint.every_minutes) or (recipe.checkpoint.every_steps or 10**12) < (found.steps or 0)
-    needs = memory.forecast(
-        recipe, step, world=here.world, loss=loss, cpu=here.cpu, batches=-(-rows // micro), saves=saves
-    )
+    needs = memory.forecast(recipe, step, world=here.world, loss=loss, cpu=here.cpu, batches=parts, saves=saves)
     top = peak.of_name(here.gpu, recipe.train.precision) if here.gpu else None
     if here.cpu and not here.throughput:
         top = peak.measured(recipe.train.precision)

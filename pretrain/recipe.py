@@ -16,15 +16,15 @@ from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.transforms import Transform
 from pretrain.engine import deferred
 from pretrain.engine.checkpoint import Config as Checkpoint
+from pretrain.engine.deepspeed_config import Config as Zero
 from pretrain.engine.ema import Config as Ema
 from pretrain.engine.monitor import Config as Monitor
 from pretrain.engine.optim import Config as Optim
 from pretrain.engine.profile import Config as Profile
 from pretrain.engine.rollback import Config as Faults
+from pretrain.engine.steps import Config as Train
 from pretrain.engine.stragglers import Config as Stragglers
-from pretrain.engine.trainer import Config as Train
 from pretrain.engine.watchdog import Config as Watchdog
-from pretrain.engine.zero import Config as Zero
 from pretrain.evals import base as eval_base
 from pretrain.evals.base import Config as EvalConfig
 from pretrain.models import base as models

@@ -22,7 +22,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def ranks() -> Iterator[Pool]:
     """A pool of gloo ranks; see tests/ranks.py."""
     yield POOL
-    POOL.close()
+    POOL.end()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
-"""Trouble for training runs on purpose: a slow disk, a full one, a damaged file. (tests/faults.py: the network.)"""
+"""Trouble for training runs on purpose: a hang, a slow disk, a full one, a damaged file. (The network: faults.py.)"""
 
 import errno
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -9,9 +10,22 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from torch import nn
+
 from pretrain.engine.writer import Block
 
 write = Block.write
+
+
+def asleep() -> None:
+    """Where the stacks of a rank that hangs must point."""
+    time.sleep(600)
+
+
+def hang(module: nn.Module, call: int) -> None:
+    """Let a module not come back from one of its forward calls, counted from 0."""
+    calls = itertools.count()
+    module.register_forward_pre_hook(lambda *_: asleep() if next(calls) == call else None)
 
 
 def slow_disk(seconds: float) -> None:

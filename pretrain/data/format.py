@@ -15,7 +15,7 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from types import TracebackType
@@ -253,14 +253,18 @@ def read_index(shard: str | Path) -> list[Entry]:
         ) from error
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that its final name never shows half of it, even after a power cut."""
+def write_atomic(path: Path, data: bytes, *, check: Callable[[], None] = lambda: None) -> None:
+    """Write a file so that its final name never shows half of it, even after a power cut.
+
+    `check` is called before it gets its name, and may raise.
+    """
     part = path.with_name(f".{path.name}.{os.urandom(6).hex()}.part")  # machines that share a disk may share a pid
     try:
         with open(part, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        check()
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,8 +23,10 @@ class Quarantine:
     one all-reduce of one number, and only when some rank has news a gather of the lines.
     """
 
-    def __init__(self, path: str | Path, max_bad_fraction: float) -> None:
+    def __init__(self, path: str | Path, max_bad_fraction: float, *, check: Callable[[], None] = lambda: None) -> None:
+        """`check` is called before lines are written, and may raise."""
         self.path = Path(path)
+        self.check = check
         self.max_bad_fraction = max_bad_fraction
         self.by_source: Counter[str] = Counter()  #: distinct unusable samples, equal on all ranks after `sync`
         self._news: list[dict[str, str]] = []
@@ -83,6 +86,7 @@ class Quarantine:
         if lines:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a", encoding="utf-8") as file:
+                self.check()  # after it is opened: see engine/journal.py
                 file.writelines(lines)
 
 

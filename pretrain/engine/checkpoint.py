@@ -18,39 +18,33 @@ The threads call no collective. The next save, the end of the run and a stop by 
 
 import json
 import logging
-import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import Field
 from safetensors import SafetensorError
-from torch import Tensor, nn
 
 from pretrain import dist
 from pretrain.config import ConfigError, Section
-from pretrain.data.format import write_atomic
+from pretrain.engine import share
 from pretrain.engine.pieces import (
     CheckpointError,
-    Pieces,
     compare,
     complete,
-    digest,
     flatten,
     given,
     read_weights,
     step_of,
     verify,
 )
+from pretrain.engine.publication import VERSION, Publication
 from pretrain.engine.run_folder import RunFolder, StaleRunError
 from pretrain.engine.writer import Block, Task
-from pretrain.engine.zero import Engine, Fragment
+from pretrain.engine.zero import Engine
 
-VERSION = 1
 log = logging.getLogger("diptych")
 
 __all__ = ["CheckpointError", "Checkpoints", "Config", "complete", "flatten", "given", "read_weights", "step_of"]
@@ -66,54 +60,6 @@ class Config(Section):
     asynchronous: bool = Field(default=True, alias="async")  #: training goes on while a checkpoint is written
     frozen: bool = True  #: also what does not train; fine-tuning leaves it out, as its base has it
     resume: str = "auto"  #: auto: the newest in the run folder, if any; none; or the path of a checkpoint
-
-
-# -- saving ------------------------------------------------------------------------------------------------------------
-
-
-def owned(fragments: list[Fragment]) -> list[Fragment]:
-    """Return this rank's share, so that every element is written by exactly one rank.
-
-    What all ranks hold is dealt out by size, largest first to the rank with the least; the deal is the same on all.
-    """
-    mine = [f for f in fragments if not f.replicated]
-    load = [0] * dist.world()
-    for f in sorted((f for f in fragments if f.replicated), key=lambda f: (-f.weight.numel(), f.name)):
-        taker = load.index(min(load))
-        load[taker] += f.weight.numel()
-        if taker == dist.rank():
-            mine.append(f)
-    return mine
-
-
-def buffers(module: nn.Module) -> dict[str, Tensor]:
-    """Return the module's persistent buffers by name."""
-    out = {}
-    for prefix, part in module.named_modules():
-        for name, buffer in part.named_buffers(prefix, recurse=False):
-            if name.rpartition(".")[2] not in part._non_persistent_buffers_set:
-                out[name] = buffer
-    return out
-
-
-def _pieces(engine: Engine) -> dict[str, Tensor]:
-    """Return views of what this rank writes."""
-    out = {}
-    for f in owned(engine.fragments()):
-        for kind, view in {"weight": f.weight, **f.moments}.items():
-            out[f"{kind}:{f.name}:{f.start}"] = view
-    if dist.is_main():
-        # a forward changes these, before the fence that a step of the optimizer waits at
-        out.update({f"buffer:{name}:0": b.reshape(-1).clone() for name, b in buffers(engine.module).items()})
-    return out
-
-
-def _fsync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _agree(work: Callable[[], Any], what: str) -> list[Any]:
@@ -154,6 +100,7 @@ class Checkpoints:
         self.folder = folder
         self.config = config
         self.block = Block()
+        self.publication = Publication(folder, keep_last=config.keep_last, keep_every=config.keep_every)
         self._save: _Save | None = None
         self._saves = 0
 
@@ -171,24 +118,38 @@ class Checkpoints:
         self.wait()
         final = self.folder.checkpoints / f"step-{state['step']:08d}"
         self._saves += 1
-        hidden = final.with_name(f".{final.name}.{self._saves}.{self.folder.token[:8]}.part")
+        hidden = self.publication.hidden(final, str(self._saves))
         state = {
             **state,
             "version": VERSION,
             "optimizer_step": engine.optimizer_step(),
             "loss_scale": engine.loss_scale.state() if engine.loss_scale else None,
             "parameters": {name: list(shape) for name, shape in engine.shapes.items()},
-            "buffers": {name: [str(b.dtype)[6:], *b.shape] for name, b in buffers(engine.module).items()},
+            "buffers": {name: [str(b.dtype)[6:], *b.shape] for name, b in share.buffers(engine.module).items()},
             "world": dist.world(),
             "stage": engine.stage,
         }
-        self.block.fill(_pieces(engine))
+        self.block.fill(share.written(engine))
         part = hidden / f"part-{dist.rank():05d}-of-{dist.world():05d}.safetensors"
-        task = Task(lambda: {part.name: self.block.write(part, check=self.folder.check_token)})
+        task = self._begun(lambda: {part.name: self.block.write(part, check=self.folder.check_token)})
         self._save = _Save(final, hidden, state, task, began, time.monotonic() - began)
         if not self.config.asynchronous:
             self.wait()
             self.block.release()
+
+    def _begun(self, work: Callable[[], Any]) -> Task:
+        """Do work in a thread; where the folder is found to be another's, what was written of this start goes."""
+
+        def tidy() -> Any:
+            try:
+                return work()
+            except (OSError, StaleRunError):  # a newer start removes what an older one is about to rename
+                if not self.folder.owned():
+                    self.publication.clear()
+                self.folder.check_token()
+                raise
+
+        return Task(tidy)
 
     @property
     def ready(self) -> bool:
@@ -222,9 +183,7 @@ class Checkpoints:
         except CheckpointError as error:
             self._save = None
             if dist.is_main():
-                for left in save.final.parent.glob(f".*{self.folder.token[:8]}.part"):
-                    shutil.rmtree(left, ignore_errors=True)
-                    left.unlink(missing_ok=True)
+                self.publication.clear()
             dist.barrier()
             raise CheckpointError(
                 f"{error}; the older checkpoints are intact. Free space or lower checkpoint.keep_last, then start again"
@@ -239,33 +198,11 @@ class Checkpoints:
             return
         files = {name: facts for part in found for name, facts in part.items()}
         save.publishing = True
-        save.task = Task((lambda: self._publish(save, files)) if dist.is_main() else (lambda: None))
+        save.task = self._begun(lambda: self._publish(save, files))
 
     def _publish(self, save: _Save, files: dict[str, Any]) -> None:
-        hidden, final = save.hidden, save.final
-        write_atomic(hidden / "state.json", json.dumps(save.state).encode())
-        files["state.json"] = {"bytes": (hidden / "state.json").stat().st_size, "sha256": digest(hidden / "state.json")}
-        write_atomic(hidden / "COMPLETE", json.dumps({"version": VERSION, "files": files}, indent=1).encode())
-        _fsync_folder(hidden)
-        latest = self._prepared(final)
-        old = final.with_name(f".{final.name}.old.{self.folder.token[:8]}.part")
-        self.folder.check_token()
-        if final.exists():  # saved again at the same step, e.g. after it was found damaged
-            os.rename(final, old)
-        os.rename(hidden, final)
-        self.folder.check_token()
-        os.replace(latest, final.parent / "latest")
-        _fsync_folder(final.parent)
-        shutil.rmtree(old, ignore_errors=True)
-        for path in complete(final.parent)[self.config.keep_last :]:
-            if not self.config.keep_every or step_of(path) % self.config.keep_every:
-                shutil.rmtree(path, ignore_errors=True)
-
-    def _prepared(self, path: Path) -> Path:
-        """Return a file that names a checkpoint, to be put in the place of `latest`: that needs no space then."""
-        latest = path.with_name(f".latest.{self.folder.token[:8]}.part")
-        write_atomic(latest, path.name.encode() + b"\n")
-        return latest
+        if dist.is_main():
+            self.publication.publish(save.hidden, save.final, state=save.state, files=files)
 
     def go_back(self, path: Path, *, remove: bool) -> None:
         """Let `latest` name an older checkpoint, so that later ones count no more; or remove them. All ranks call it.
@@ -273,18 +210,12 @@ class Checkpoints:
         Raises:
             CheckpointError, StaleRunError: as `save`.
         """
-        folder = path.parent
 
         def point() -> None:
-            latest = self._prepared(path)
-            later = [p for p in complete(folder) if step_of(p) > step_of(path)]
-            self.folder.check_token()
-            os.replace(latest, folder / "latest")
-            _fsync_folder(folder)
-            for left in later if remove else []:
-                shutil.rmtree(left, ignore_errors=True)
+            if dist.is_main():
+                self.publication.go_back(path, remove=remove)
 
-        _agree(point if dist.is_main() else lambda: None, f"checkpoint {path}: `latest` was not set to it")
+        _agree(point, f"checkpoint {path}: `latest` was not set to it")
 
     # -- resuming ------------------------------------------------------------------------------------------------------
 
@@ -319,33 +250,12 @@ class Checkpoints:
                 state = json.loads((path / "state.json").read_bytes())
                 compare(state["fingerprint"], fingerprint, path)
                 compare({"parameters": state["parameters"]}, {"parameters": engine.shapes}, path)
-                _agree(lambda path=path, state=state: load(engine, path, state), f"checkpoint {path}")  # type: ignore[misc]
+                _agree(lambda path=path, state=state: share.load(engine, path, state), f"checkpoint {path}")  # type: ignore[misc]
             except CheckpointError as error:
                 problems.append(str(error))
                 continue
-            engine.refresh()
+            engine.state.refresh()
             return {**state, "path": str(path), "passed_over": problems}
         if found:
             raise CheckpointError(f"{problems[-1]}; no older one is left. Remove them, or set checkpoint.resume=none")
         return None
-
-
-@torch.no_grad()
-def load(engine: Engine, path: Path, state: dict[str, Any]) -> None:
-    """Fill this rank's fragments and buffers from a checkpoint (no collectives; `engine.refresh` follows)."""
-    engine.torch_optimizer.state.clear()  # what a damaged checkpoint may have left
-    if state["optimizer_step"]:
-        engine.make_moments(state["optimizer_step"])
-    pieces = Pieces(path)
-    averaged = set(pieces.names("ema"))
-    for f in engine.fragments():
-        for kind, view in {"weight": f.weight, **f.moments}.items():
-            # an average that the run did not keep before starts from the weights
-            kind = "weight" if kind == "ema" and f.name not in averaged else kind
-            pieces.read(kind, f.name, view, start=f.start)
-    for name, buffer in buffers(engine.module).items():
-        flat = torch.empty(buffer.numel(), dtype=buffer.dtype)
-        pieces.read("buffer", name, flat)
-        buffer.copy_(flat.view(buffer.shape))
-    if engine.loss_scale and state["loss_scale"]:
-        engine.loss_scale.restore(state["loss_scale"])

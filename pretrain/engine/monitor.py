@@ -4,7 +4,6 @@ Model FLOPs utilisation: mfu = FLOPs of a sample x samples a second and device /
 (Chowdhery et al. 2022, arXiv:2204.02311, appendix B; what is computed twice counts once).
 """
 
-import contextlib
 import json
 import logging
 import resource
@@ -18,7 +17,7 @@ from pydantic import Field
 
 from pretrain import dist
 from pretrain.config import Section
-from pretrain.data.format import write_atomic
+from pretrain.engine import journal
 
 log = logging.getLogger("diptych")
 
@@ -28,18 +27,6 @@ class Config(Section):
 
     log_every: int = Field(10, ge=1)
     tensorboard: bool = True
-
-
-def truncate(path: Path, step: int) -> None:
-    """Drop the lines of a JSONL file beyond `step` (and a torn last one), so that a resumed run repeats none."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_bytes().splitlines(keepends=True):
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            if json.loads(line)["step"] <= step and line.endswith(b"\n"):
-                kept.append(line)
-    write_atomic(path, b"".join(kept))
 
 
 class Speed(NamedTuple):
@@ -77,7 +64,7 @@ class Monitor:
         self._metrics: Any = None
         self._board: Any = None
         if dist.is_main():
-            truncate(folder / "metrics.jsonl", start)
+            journal.truncate(folder / "metrics.jsonl", start)
             self._metrics = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
             self._handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
             self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

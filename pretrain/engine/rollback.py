@@ -13,9 +13,7 @@ All of it is decided from what all ranks have agreed on, and written to `faults.
 on: a run that is killed and goes on leaves out the same batches, or meets the same trouble once more.
 """
 
-import json
 import math
-import os
 import statistics
 import time
 from collections import deque
@@ -29,6 +27,7 @@ from torch import Tensor, nn
 
 from pretrain import dist
 from pretrain.config import Section
+from pretrain.engine import journal
 from pretrain.engine.pieces import step_of
 from pretrain.engine.run_folder import RunFolder
 
@@ -87,7 +86,7 @@ class Faults:
         self.path = folder.path / "faults.jsonl"
         if fresh and dist.is_main():
             self.path.unlink(missing_ok=True)
-        lines = dist.broadcast_object(read(self.path) if dist.is_main() else None)
+        lines = dist.broadcast_object(journal.read(self.path) if dist.is_main() else None)
         self.left_out = {batch for line in lines for batch in line.get("left_out", ())}  #: by the run itself
         self.rollbacks = sum(line.get("back_to") is not None for line in lines)
         self.in_a_row = 0
@@ -153,8 +152,7 @@ class Faults:
                 **where,
                 "time": time.time(),
             }
-            self.folder.check_token()
-            append(self.path, line)
+            journal.append(self.path, line, check=self.folder.check_token)
 
 
 def choose(found: list[Path], step: int, back: int) -> Path | None:
@@ -172,22 +170,3 @@ def whereabouts(loss: Tensor, keys: list[str]) -> dict[str, Any]:
     found = dist.gather_objects(keys[:KEYS] if here else None)
     bad = {rank: names for rank, names in enumerate(found) if names is not None}
     return {"ranks": sorted(bad), "keys": [name for names in bad.values() for name in names]}
-
-
-def append(path: Path, line: dict[str, Any]) -> None:
-    """Add a line to a JSONL file so that it survives a power cut."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a JSONL file; a torn last one is cut off the file."""
-    if not path.exists():
-        return []
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if whole != data:
-        os.truncate(path, len(whole))
-    return [json.loads(line) for line in whole.splitlines()]

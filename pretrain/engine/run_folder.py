@@ -22,7 +22,9 @@ import torch
 from pretrain import dist
 from pretrain.config import ConfigError
 from pretrain.data.format import write_atomic
+from pretrain.engine import journal
 
+LOGS = ("log.txt", "metrics.jsonl", "quarantine.jsonl", "faults.jsonl")
 PACKAGES = ("torch", "torchvision", "deepspeed", "transformers", "timm", "webdataset", "numpy", "diptych")
 
 
@@ -52,9 +54,7 @@ class RunFolder:
             try:
                 self.checkpoints.mkdir(parents=True, exist_ok=True)
                 write_atomic(self.path / ".incarnation", token.encode())
-                for left in self.checkpoints.glob(".*.part"):  # of interrupted saves
-                    shutil.rmtree(left, ignore_errors=True)
-                    left.unlink(missing_ok=True)
+                self._take_from_earlier_starts()
                 if self._config:
                     write_atomic(self.path / "config.yaml", self._config.encode())
                 write_atomic(self.path / "environment.json", json.dumps(describe(), indent=1).encode())
@@ -63,6 +63,17 @@ class RunFolder:
         self.token, problem = dist.broadcast_object((token, problem))
         if problem:
             raise ConfigError(problem)
+
+    def _take_from_earlier_starts(self) -> None:
+        """Let nothing that an earlier start has begun to write appear under a name: see engine/journal.py.
+
+        What it is about to rename goes, too, so that the rename fails.
+        """
+        for left in (*self.path.glob(".*.part"), *self.checkpoints.glob(".*.part")):
+            shutil.rmtree(left, ignore_errors=True)
+            left.unlink(missing_ok=True)
+        logs = [*(self.path / name for name in LOGS), *self.path.glob("tensorboard/*")]
+        journal.renew((path for path in logs if path.is_file()), beside=self.path)
 
     @property
     def checkpoints(self) -> Path:

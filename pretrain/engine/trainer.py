@@ -4,126 +4,25 @@ import gc
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pretrain import dist
 from pretrain.batch import Batch
-from pretrain.config import ConfigError, Section
 from pretrain.data.quarantine import TooManyBad
-from pretrain.engine import accumulate, checkpoint, deferred, ema, monitor, optim, rollback, stragglers, watchdog, zero
+from pretrain.engine import accumulate, checkpoint, deferred, ema, journal, monitor, recovery, watchdog, zero
 from pretrain.engine.agreement import Agreed, Agreement
-from pretrain.engine.precision import Precision
+from pretrain.engine.parts import Data, Hook, Identity, Sections
 from pretrain.engine.preemption import EXIT_INTERRUPTED, EXIT_REQUEUE, Preemption
+from pretrain.engine.recovery import TrainingError
 from pretrain.engine.rollback import Trouble
 from pretrain.engine.run_folder import RunFolder, StaleRunError
+from pretrain.engine.stragglers import Stragglers
 from pretrain.models import blocks
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says at which step, why and what to do."""
-
-
-class Config(Section):
-    """The `train:` section."""
-
-    steps: int | None = Field(None, ge=1)
-    samples: int | None = Field(None, ge=1)
-    epochs: float | None = Field(None, gt=0)
-    batch_size: int = Field(256, ge=1)  #: of all ranks together
-    #: rows of one rank that go through the model at once, to save memory: the step stays that of batch_size; null: all
-    micro_batch_size: int | None = Field(None, ge=1)
-    precision: Precision = "fp32"
-    compile: bool = False  #: torch.compile of every block of the towers; the first step takes a minute or more
-
-    @model_validator(mode="after")
-    def _one_length(self) -> "Config":
-        given = [n for n in ("steps", "samples", "epochs") if getattr(self, n) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of steps, samples, epochs (got {', '.join(given) or 'none'})")
-        return self
-
-    def total_steps(self, samples_per_epoch: int) -> int:
-        """Return the length of the run in steps of the global batch, rounded up.
-
-        Raises:
-            ConfigError: no sample to train on.
-        """
-        if self.steps is not None:
-            return self.steps
-        if self.samples is None and samples_per_epoch < 1:
-            raise ConfigError("train: the data has no samples; check data.shards")
-        samples = self.samples if self.samples is not None else float(self.epochs or 0) * samples_per_epoch
-        return max(1, math.ceil(samples / self.batch_size))
-
-    def rows_per_rank(self) -> int:
-        """Return the batch size of one rank.
-
-        Raises:
-            ConfigError: the ranks do not divide the batch.
-        """
-        rows, rest = divmod(self.batch_size, dist.world())
-        if rest or not rows:
-            near = dist.world() * max(1, rows)
-            raise ConfigError(
-                f"train.batch_size: {self.batch_size} is not divisible by {dist.world()} ranks; try {near}"
-            )
-        micro = self.micro_batch_size
-        if micro is not None and rows % micro:
-            near = max(n for n in range(1, min(micro, rows) + 1) if rows % n == 0)
-            raise ConfigError(
-                f"train.micro_batch_size: {micro} does not divide the {rows} rows of a rank "
-                f"(batch_size {self.batch_size} over {dist.world()} ranks); try {near}"
-            )
-        return rows
-
-
-class Sections(Protocol):
-    """The sections of the whole config that the trainer reads."""
-
-    train: Config
-    optim: optim.Config
-    zero: zero.Config
-    checkpoint: checkpoint.Config
-    monitor: monitor.Config
-    faults: rollback.Config
-    watchdog: watchdog.Config
-    stragglers: stragglers.Config
-
-
-class Hook(NamedTuple):
-    """Something to do every few steps and at the last, on all ranks, with the module in eval mode without gradients."""
-
-    call: Callable[[int], None]  #: gets the number of steps done
-    every: int
-
-
-@dataclass(kw_only=True)
-class Data:
-    """How the trainer gets its batches and what a checkpoint keeps of them."""
-
-    batches: Callable[[int], Iterator[Batch]]  #: first step (from 0) -> this rank's rows of that and the next steps
-    state: Callable[[int], dict[str, Any]] = lambda step: {}  #: steps done -> what a checkpoint keeps
-    restore: Callable[[dict[str, Any]], None] = lambda state: None  #: gets it back before `batches` is called
-    #: leaves out batches by number, from the next step on; None: they have no numbers, and a run cannot go back
-    exclude: Callable[[Iterable[int]], None] | None = None
-    batch_at: Callable[[int], int] = lambda step: step  #: step (from 0) -> the number of the batch that it trains on
-    #: called on all ranks, before the update, at steps where some rank's batch has replaced samples (`Batch.bad`)
-    on_bad: Callable[[Batch, int], None] = lambda batch, step: None
-
-
-@dataclass(kw_only=True)
-class Identity:
-    """What a checkpoint belongs to."""
-
-    fingerprint: dict[str, Any] = field(default_factory=dict)  #: {"order": ..., "architecture": ...}: must be equal
-    optimisation: dict[str, Any] = field(default_factory=dict)  #: may change between starts, with a warning
 
 
 class Trainer:
@@ -179,19 +78,24 @@ class Trainer:
         state = self.checkpoints.restore(self.engine, fingerprint=self.identity.fingerprint)
         self.start = int(state["step"]) if state else 0
         folder.claim()
-        self.faults = rollback.Faults(sections.faults, folder, fresh=sections.checkpoint.resume == "none")
-        self.buffers = rollback.Buffers(module)
+        self.recovery = recovery.Recovery(
+            sections.faults,
+            folder,
+            module=module,
+            data=data,
+            checkpoints=self.checkpoints,
+            fresh=sections.checkpoint.resume == "none",
+        )
         self.watchdog = watchdog.Watchdog(sections.watchdog, folder)
-        self.stragglers = stragglers.Stragglers(sections.stragglers, device)
+        self.stragglers = Stragglers(sections.stragglers, device)
         self.monitor = self._monitor(self.start)
         for line in self.engine.groups if sections.optim.layer_decay else ():
             self.monitor.say(line)
         if state:
             self._announce(state)
             data.restore(state["data"])
-            self.faults.restore(state.get("faults") or {})
-        self._leave_out(self.start)
-        self._where: dict[str, Any] = {}  # which ranks and samples the last trouble was about
+            self.recovery.faults.restore(state.get("faults") or {})
+        self.recovery.leave_out(self.start)
         self._saved = self.start if state else -1
         self._owed = bool(state and state["hooks_owed"])
         self._saved_at = time.monotonic()
@@ -199,7 +103,7 @@ class Trainer:
     def _monitor(self, start: int) -> monitor.Monitor:
         """Return what writes metrics from step `start` on; what the run has written of later steps is dropped."""
         if dist.is_main():
-            monitor.truncate(self.folder.path / "evals.jsonl", start)
+            journal.truncate(self.folder.path / "evals.jsonl", start)
         return monitor.Monitor(
             self.sections.monitor,
             self.folder.path,
@@ -210,18 +114,6 @@ class Trainer:
             speed=self.speed,
             save_every=self.sections.checkpoint.every_steps,
         )
-
-    def _leave_out(self, start: int) -> None:
-        """Leave out what the config and earlier troubles say, from step `start` on.
-
-        Raises:
-            ConfigError: the data cannot.
-        """
-        wanted = self.faults.wanted(self.data.batch_at(start))
-        if wanted and self.data.exclude is not None:
-            self.data.exclude(wanted)
-        elif set(wanted) & set(self.sections.faults.leave_out):  # what the run itself left out is in no order to meet
-            raise ConfigError("faults.leave_out: batches of data.order=stream have no numbers; leave it empty")
 
     def _announce(self, state: dict[str, Any]) -> None:
         for problem in state["passed_over"]:
@@ -314,7 +206,7 @@ class Trainer:
         waited = time.perf_counter() - began
         self.stragglers.got_data()
         self.watchdog.enter("forward")
-        self.buffers.keep()
+        self.recovery.buffers.keep()
         logs, (loss, agreement) = self.gradients(
             batch, index, lambda loss: self._agree(loss.detach(), index, batch, preemption)
         )
@@ -331,10 +223,8 @@ class Trainer:
         norm = self.engine.step(lr, broken=bool(agreed.broken))
         assert not (agreed.broken and math.isfinite(norm)), "an update was made of a loss that is not finite"
         scaled = self.engine.loss_scale is not None
-        trouble = self.faults.judge(agreed.loss, broken=agreed.broken, norm=norm, scaled=scaled)
+        trouble = self.recovery.judge(agreed, norm, scaled=scaled, loss=loss, batch=batch)
         if trouble is not None:
-            self.buffers.put_back()
-            self._where = rollback.whereabouts(loss, [key for mini in batch.minis() for key in mini.keys])
             return agreed, trouble
         scalars = {"loss": agreed.loss, "lr": lr, "grad_norm": norm}
         if self.engine.loss_scale is not None:
@@ -367,55 +257,17 @@ class Trainer:
         Raises:
             TrainingError: neither is allowed or possible.
         """
-        batch = self.data.batch_at(index)
-        if self.faults.may_skip(trouble):
-            self._refuse(index, trouble, self.faults.over_limit([batch], back=False))
-            self.faults.note(index + 1, trouble, [batch], None, self._where)
-            if self.data.exclude is not None:
-                self.data.exclude([batch])
-            self.monitor.say(f"step {index + 1}: {trouble.why}; batch {batch} is left out", level=logging.WARNING)
+        if said := self.recovery.skip(index, trouble):
+            self.monitor.say(said, level=logging.WARNING)
             return None
         with self.watchdog.during("going back"):
             self.checkpoints.wait()
-            return self._go_back(index, trouble)
-
-    def _go_back(self, index: int, trouble: Trouble) -> int:
-        config = self.sections.faults
-        found = dist.broadcast_object(checkpoint.complete(self.folder.checkpoints) if dist.is_main() else None)
-        target = rollback.choose(found, index, config.back)
-        if self.data.exclude is None:
-            self._refuse(index, trouble, f"{self.faults.in_a_row} in a row, and data.order=stream cannot go back")
-        if target is None:
-            self._refuse(index, trouble, f"{self.faults.in_a_row} in a row, and there is no checkpoint to go back to")
-        assert target is not None and self.data.exclude is not None
-        first = max(checkpoint.step_of(target), index - config.back)
-        batches = sorted({self.data.batch_at(step) for step in range(first, index + 1)})
-        self._refuse(index, trouble, self.faults.over_limit(batches, back=True))
-        among = [path for path in found if checkpoint.step_of(path) <= checkpoint.step_of(target)]
-        state = self.checkpoints.restore(self.engine, fingerprint=self.identity.fingerprint, among=among)
-        assert state is not None
-        done = int(state["step"])
-        self.checkpoints.go_back(Path(state["path"]), remove=True)
-        self.faults.note(index + 1, trouble, batches, done, self._where)
-        self.faults.restore(state.get("faults") or {})
-        self.data.restore(state["data"])
-        self._leave_out(done)
-        self.monitor.close()
-        self.monitor = self._monitor(done)
-        self._saved = done
-        self.monitor.say(
-            f"step {index + 1}: {trouble.why}; back to {state['path']}, "
-            f"batches {batches[0]} to {batches[-1]} are left out",
-            level=logging.WARNING,
-        )
-        return done
-
-    def _refuse(self, index: int, trouble: Trouble, reason: str) -> None:
-        if reason:
-            raise TrainingError(
-                f"step {index + 1}: {trouble.why}; {reason}. Lower optim.lr, lengthen optim.warmup or use "
-                "train.precision=bf16. The last checkpoint is intact"
-            )
+            state, said = self.recovery.go_back(self.engine, index, trouble, fingerprint=self.identity.fingerprint)
+            done = self._saved = int(state["step"])
+            self.monitor.close()
+            self.monitor = self._monitor(done)
+            self.monitor.say(said, level=logging.WARNING)
+            return done
 
     def close(self) -> None:
         """Release DeepSpeed's hooks and buffers."""
@@ -431,7 +283,7 @@ class Trainer:
             "step": done,
             "hooks_owed": hooks_owed,
             "data": self.data.state(done),
-            "faults": self.faults.state(),
+            "faults": self.recovery.faults.state(),
             "fingerprint": self.identity.fingerprint,
             "optimisation": self.identity.optimisation,
             "incarnation": self.folder.token,

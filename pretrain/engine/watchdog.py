@@ -22,19 +22,18 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch.distributed as torch_dist
 from pydantic import Field
 
 from pretrain import dist
 from pretrain.config import Section
-from pretrain.engine import recorder
-from pretrain.engine import rollback as faults
+from pretrain.engine import journal, recorder
+from pretrain.engine.blame import STEP, Sign, Verdict, verdict
 from pretrain.engine.preemption import EXIT_REQUEUE
 from pretrain.engine.run_folder import RunFolder
 
-STEP = ("data", "forward", "backward", "update")  # of a step, in order
 LEAST, TIMES = 40.0, 10  # seconds; median steps
 WARM = 3  # steps before a median says something: the first ones compile, and fill caches
 
@@ -46,18 +45,6 @@ class Config(Section):
     seconds: float | None = Field(None, gt=0)  #: a step longer than this hangs; null: ten median steps, at least 40 s
     data_seconds: float = Field(300, gt=0)  #: waiting for data is named after `seconds` and ended after this
     long_seconds: float = Field(1800, gt=0)  #: the first steps, evals, saves
-
-
-class Sign(NamedTuple):
-    """What a rank says of itself."""
-
-    beat: int  #: grows as long as its watchdog runs
-    step: int
-    phase: str
-    seconds: float  #: since when
-    calls: int  #: collectives so far
-    collective: str  #: the last one
-    host: str
 
 
 class Watchdog:
@@ -193,7 +180,7 @@ class Watchdog:
             self._live()
         return True
 
-    def _report(self, found: "Verdict", *, over: bool, speaks: bool) -> None:
+    def _report(self, found: Verdict, *, over: bool, speaks: bool) -> None:
         sign = self._sign()
         lines = [
             f"hang: {found.sentence}",
@@ -217,50 +204,11 @@ class Watchdog:
                 file.flush()
                 faulthandler.dump_traceback(file=file)
 
-    def _note(self, found: "Verdict") -> None:
+    def _note(self, found: Verdict) -> None:
         with contextlib.suppress(OSError, RuntimeError):
-            self.folder.check_token()
             line = {"step": self._at, "what": "hang", "why": found.sentence, "ranks": sorted(found.ranks)}
-            faults.append(self.folder.path / "faults.jsonl", {**line, "time": time.time()})
-
-
-class Verdict(NamedTuple):
-    """Who holds up the run."""
-
-    ranks: frozenset[int]
-    phase: str  #: "no sign" where they do not say
-    seconds: float  #: since when
-    sentence: str
-
-
-def verdict(signs: dict[int, Sign], silent: set[int], world: int) -> Verdict:
-    """Return who holds up the run: those that give no sign of life, else those furthest behind."""
-    gone = sorted(silent | (set(range(world)) - signs.keys()))
-    if gone:
-        known = signs.get(gone[0])
-        where = f" and was last in {known.phase} of step {known.step}, collective {known.collective}" if known else ""
-        host = f" on {known.host}" if known else ""
-        sentence = (
-            f"rank {gone[0]}{host} gives no sign of life{where}: it is stopped, cut off or dead, or in a call that "
-            f"never lets go of Python's lock{_and_others(gone)}"
-        )
-        return Verdict(frozenset(gone), "no sign", 0.0, sentence)
-    order = {phase: number for number, phase in enumerate(STEP)}
-
-    def place(rank: int) -> tuple[int, int, int]:
-        sign = signs[rank]
-        return sign.step, order.get(sign.phase, -1), sign.calls
-
-    behind = min(signs, key=place)
-    same = sorted(rank for rank in signs if place(rank) == place(behind))
-    sign = signs[behind]
-    alone = len(same) < world or world == 1
-    sentence = (
-        f"{f'rank {behind} on {sign.host} is' if alone else 'all ranks are'} in {sign.phase} of step {sign.step} "
-        f"for {sign.seconds:.0f} s and holds up the run; last collective: {sign.collective}"
-        f"{_and_others(same) if alone else ''}"
-    )
-    return Verdict(frozenset(same), sign.phase, max(signs[rank].seconds for rank in same), sentence)
+            faults = self.folder.path / "faults.jsonl"
+            journal.append(faults, {**line, "time": time.time()}, check=self.folder.check_token)
 
 
 def compiling(thread: int) -> bool:
@@ -271,13 +219,6 @@ def compiling(thread: int) -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def _and_others(ranks: list[int]) -> str:
-    if len(ranks) < 2:
-        return ""
-    listed = ", ".join(map(str, ranks[1:9]))
-    return f" (ranks {listed}{' and more' if len(ranks) > 9 else ''} as well)"
 
 
 def _store(prefix: str) -> Any:

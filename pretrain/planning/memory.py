@@ -16,8 +16,8 @@ group's partition at stages 1 to 3). A save copies weights and moments to host m
 from dataclasses import dataclass
 
 from pretrain.data.loader import PREFETCH
+from pretrain.engine.deepspeed_config import BUCKET
 from pretrain.engine.optim import MOMENTS
-from pretrain.engine.zero import BUCKET
 from pretrain.planning.rehearsal import Step
 from pretrain.recipe import Recipe
 
@@ -102,6 +102,18 @@ def forecast(
         save=save,
         workers=worker_bytes(recipe, step) * batches,
     )
+
+
+def compared(*, rows: int, world: int, width: int, parts: int) -> int:
+    """Return the bytes by which comparing features of `width` numbers exceeds a rehearsal, which is one rank's step.
+
+    The texts of the other ranks are gathered and get a gradient, and of the column of each of their rows the logsumexp
+    is put together (losses/contrastive.py); a tile of logits is as large as ever. Where a rank's `rows` go through the
+    model in several `parts`, both features of all its rows lie there, with their gradients and the loss's own.
+    """
+    features = 2 * width * rows
+    gathered = (world - 1) * (features + 4 * rows)
+    return FLOAT * (gathered + (3 * features if parts > 1 else 0))
 
 
 def bucket_elements(recipe: Recipe, trained: int) -> int:

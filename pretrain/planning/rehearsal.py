@@ -195,17 +195,3 @@ def flop_counter() -> FlopCounterMode:
             aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
         },
     )
-
-
-def accumulated(*, rows: int, width: int) -> int:
-    """Return the bytes that micro-batches add: features of all rows of a rank, their gradients, and the loss's own."""
-    return rows * 2 * width * 4 * 3
-
-
-def gathered(rows: int, *, world: int, width: int) -> int:
-    """Return the bytes that the loss holds more on `world` ranks than on one, for features of `width` numbers.
-
-    The texts of all rows are gathered and get a gradient; of every row's column the logsumexp is put together. A tile
-    of logits is as large as ever.
-    """
-    return (world - 1) * rows * 4 * (2 * width + 4)

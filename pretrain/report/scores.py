@@ -9,7 +9,7 @@ how the numbers are shown (metrics/interval.py; lines of older runs have none, t
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pretrain.data.format import write_atomic
@@ -18,12 +18,17 @@ from pretrain.metrics.interval import Score, shown, sign
 FILE = "evals.jsonl"
 
 
-def append(folder: str | Path, step: int, scores: Mapping[str, Score]) -> None:
-    """Add the scores of a step; lines of the same names at this step or later (before a restart) are replaced."""
+def append(
+    folder: str | Path, step: int, scores: Mapping[str, Score], *, check: Callable[[], None] = lambda: None
+) -> None:
+    """Add the scores of a step; lines of the same names at this step or later (before a restart) are replaced.
+
+    `check` is called before they are there, and may raise.
+    """
     path = Path(folder) / FILE
     kept = [line for line in _lines(path) if not (line["name"] in scores and line["step"] >= step)]
     added = [{"step": step, "name": name, **score._asdict()} for name, score in scores.items()]
-    write_atomic(path, "".join(json.dumps(line) + "\n" for line in [*kept, *added]).encode())
+    write_atomic(path, "".join(json.dumps(line) + "\n" for line in [*kept, *added]).encode(), check=check)
 
 
 def newest(folder: str | Path) -> dict[str, tuple[int, Score]]:

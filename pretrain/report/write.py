@@ -1,6 +1,7 @@
 """report.html of a run: its panels, one file each, in one self-contained page."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from pretrain import registry
@@ -26,8 +27,8 @@ def html(folder: Path) -> str:
     return page.page(folder.resolve().name, lead, (registry.find(PANELS, name).panel(run) for name in names))
 
 
-def write(folder: str | Path) -> Path:
-    """Write the report into a run folder and return its path."""
+def write(folder: str | Path, *, check: Callable[[], None] = lambda: None) -> Path:
+    """Write the report into a run folder and return its path; `check` is called before it is there, and may raise."""
     path = Path(folder) / FILE
-    write_atomic(path, html(Path(folder)).encode())
+    write_atomic(path, html(Path(folder)).encode(), check=check)
     return path

@@ -1,4 +1,4 @@
-"""Every shipped config: says its command, loads, prints to itself, and trains two steps on a CPU."""
+"""Every shipped config: says its command, loads, prints to itself, trains two steps, and fits together whole."""
 
 from pathlib import Path
 
@@ -7,7 +7,9 @@ import pytest
 from finetune.methods import base as methods
 from finetune.recipe import Recipe as FinetuneRecipe
 from pretrain import config, registry
+from pretrain.models import base as models
 from pretrain.models import ofa
+from pretrain.planning import rehearsal
 from pretrain.recipe import Recipe
 from tests import tiny
 from tests.end_to_end.jobs import losses, pretrain
@@ -34,9 +36,25 @@ def test_config(path: Path, tmp_path: Path) -> None:
     assert loaded.run.name == path.stem, "a run is called as its config is"
 
 
+def shallow(section: models.Config) -> list[str]:
+    """Return words that leave a large model everything but its depth; none for one that is small as it is."""
+    if isinstance(section, ofa.Config):  # whose depth is its size
+        return ["model.size=tiny", "model.image_size=64", "model.sample_patches=9", "model.codes=16"]
+    words = []
+    vision, text, fusion = (getattr(section, part, None) for part in ("vision", "text", "fusion"))
+    if (getattr(vision, "name", "") or "").startswith("vit_") and "depth" not in vision.args:
+        words.append("model.vision.args.depth=2")
+    if text is not None and getattr(text, "layers", 0) > 3 and not getattr(text, "name", "").startswith("hf:"):
+        words.append("model.text.layers=2")
+    if fusion is not None and fusion.layers > 2:
+        words.append("model.fusion.layers=1")
+    return words
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", PRETRAIN, ids=lambda p: p.stem)
 def test_two_steps(ranks, path: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Real ones; of a large model's blocks there are two, since all are alike: its depth is the next test's."""
     folder = tiny.corpus(tmp_path)
     words = [
         f"data.shards={folder}/shapes-{{00000..00001}}.tar", "data.reader={caption: {}}", "data.workers=0",
@@ -49,8 +67,6 @@ def test_two_steps(ranks, path: Path, tmp_path: Path, request: pytest.FixtureReq
         words += ["objectives.matching.among=2"]
     if loaded.data.regions:  # no detector has looked at the made-up pictures
         words += ["data.regions=null"]
-    if isinstance(section, ofa.Config):  # the largest would take minutes to build
-        words += ["model.size=tiny", "model.image_size=64", "model.sample_patches=9", "model.codes=16"]
     vision = getattr(section, "vision", None)
     if vision is not None and getattr(vision, "weights", None):  # trained elsewhere, with the tokenizer that is theirs
         towers = request.getfixturevalue("real_towers")
@@ -58,9 +74,25 @@ def test_two_steps(ranks, path: Path, tmp_path: Path, request: pytest.FixtureReq
         words += [f"model.text.name=hf:{towers / 'minilm'}", f"model.tokenizer={towers / 'minilm'}"]
     else:
         words += [f"model.tokenizer={folder}/tokenizer"]
-    ranks.run(1, pretrain, path, *words, timeout=300)
-    ranks.close()  # a process keeps the memory that a large model took, and there are many configs
+    ranks.run(1, pretrain, path, *words, *shallow(section), timeout=300)
     assert set(losses(tmp_path / path.stem)) >= {1, 2}
+
+
+def deep() -> list[Path]:
+    """Return the configs of models that the test above makes shallow; OFA's sizes are built in test_ofa.py."""
+    sections = {path: config.load(Recipe, path).model for path in PRETRAIN}
+    return [path for path, section in sections.items() if shallow(section) and not isinstance(section, ofa.Config)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", deep(), ids=lambda p: p.stem)
+def test_a_step_at_full_depth(path: Path) -> None:
+    """Forward and backward of the whole model, on tensors that have shapes but no contents."""
+    recipe = config.load(Recipe, path, ["train.batch_size=4"])
+    size = recipe.model.vocabulary_size or 49_408
+    words = models.Vocabulary(size, end=size - 1, pad=0, start=0, mask=0)
+    step = rehearsal.rehearse(recipe, words, rows=4, length=recipe.model.lengths[0])
+    assert step.trained > 0 and step.flops > 0
 
 
 @pytest.mark.parametrize("path", FINETUNE, ids=lambda p: p.stem)

@@ -10,7 +10,7 @@ from pretrain import dist, registry
 from pretrain.batch import Batch
 from pretrain.config import ConfigError
 from pretrain.engine import accumulate, optim, zero
-from pretrain.engine.trainer import Config as Train
+from pretrain.engine.steps import Config as Train
 from pretrain.objectives import base
 from tests import tiny
 from tests.pretrain.engine.tiny_module import Tiny

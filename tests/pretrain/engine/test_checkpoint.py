@@ -74,28 +74,56 @@ def test_resume_is_bit_equal(ranks, tmp_path, stage, first):
 
 
 CHANGES = [((1, 2), (3, 2)), ((3, 2), (1, 1)), ((2, 2), (0, 1)), ((0, 1), (3, 2)), ((3, 1), (2, 2))]
-ALL = [((s, w), (t, v)) for s in range(4) for w in (1, 2, 4) for t in range(4) for v in (1, 2, 4)]
+PLACES = [(stage, world) for stage in range(4) for world in (1, 2, 4)]
 
 
-def check_change(ranks, tmp_path, before, after) -> None:
-    losses = ranks.run(before[1], save_and_go_on, str(tmp_path / "a"), before[0])[0]
-    resumed = ranks.run(after[1], resume, str(tmp_path / "a"), after[0], 2, str(tmp_path / "b"))[0]
-    assert resumed == pytest.approx(losses, rel=1e-5)
-    left = checkpoint.read_weights(tmp_path / "a/checkpoints/step-00000005")
-    right = checkpoint.read_weights(tmp_path / "b/checkpoints/step-00000005")
+def same_end(a: Path, b: Path) -> None:
+    left, right = (checkpoint.read_weights(p / "checkpoints/step-00000005") for p in (a, b))
     for name in left:
         torch.testing.assert_close(left[name], right[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize(("before", "after"), CHANGES)
 def test_resume_on_another_stage_and_world(ranks, tmp_path, before, after):
-    check_change(ranks, tmp_path, before, after)
+    losses = ranks.run(before[1], save_and_go_on, str(tmp_path / "a"), before[0])[0]
+    resumed = ranks.run(after[1], resume, str(tmp_path / "a"), after[0], 2, str(tmp_path / "b"))[0]
+    assert resumed == pytest.approx(losses, rel=1e-5)
+    same_end(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.fixture(scope="module")
+def everywhere(ranks, tmp_path_factory) -> dict[Path, list[float]]:
+    """Runs at every stage on every number of ranks, that saved after two steps and went on: folder -> losses."""
+    root = tmp_path_factory.mktemp("everywhere")
+    folders = {(stage, world): root / f"stage{stage}-world{world}" for stage, world in PLACES}
+    return {
+        folder: ranks.run(world, save_and_go_on, str(folder), stage)[0] for (stage, world), folder in folders.items()
+    }
+
+
+def resume_each(roots: list[str], stage: int, out: str) -> list[list[float]]:
+    """Continue runs after two steps, one after the other, in an engine that still holds the end of the one before."""
+    made = engine(stage, seed=1)
+    losses = []
+    try:
+        for root in roots:
+            folder = claimed(f"{out}/{Path(root).name}")
+            source = f"{root}/checkpoints/step-00000002"
+            assert Checkpoints(folder, checkpoint.Config(resume=source)).restore(made, fingerprint=PRINT)
+            losses.append(train(made, 2, 5))
+            Checkpoints(folder, AT_ONCE).save(made, state(5))
+        return losses
+    finally:
+        made.close()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), ALL)
-def test_resume_from_every_stage_and_world_to_every_other(ranks, tmp_path, before, after):
-    check_change(ranks, tmp_path, before, after)
+@pytest.mark.parametrize(("stage", "world"), PLACES)
+def test_resume_from_every_stage_and_world_to_every_other(ranks, tmp_path, everywhere, stage, world):
+    resumed = ranks.run(world, resume_each, [str(root) for root in everywhere], stage, str(tmp_path))[0]
+    for (root, losses), again in zip(everywhere.items(), resumed, strict=True):
+        assert again == pytest.approx(losses, rel=1e-5), root.name
+        same_end(root, tmp_path / root.name)
 
 
 def test_parts_are_spread_over_ranks(ranks, tmp_path):

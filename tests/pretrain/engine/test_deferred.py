@@ -11,7 +11,7 @@ from torch import nn
 
 from pretrain import dist
 from pretrain.config import ConfigError, build
-from pretrain.engine import deferred, zero
+from pretrain.engine import deepspeed_config, deferred, zero
 from pretrain.models import text
 from tests.pretrain.engine import test_large_models as large
 from tests.pretrain.memory_of_runs import resident
@@ -171,7 +171,7 @@ def test_it_trains_as_one_built_whole(ranks, offload):
 
 def peak(init: str) -> tuple[int, int]:
     """Run on every rank: return how far resident memory grows while a model is built, and the model's bytes."""
-    tree = zero.deepspeed_config(zero.Config(stage=3), rows=1, grad_clip=1.0, trained=10**8)
+    tree = deepspeed_config.deepspeed_config(zero.Config(stage=3), rows=1, grad_clip=1.0, trained=10**8)
     size = dict(width=512, layers=16)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what earlier calls of this rank gave back would be taken again unseen

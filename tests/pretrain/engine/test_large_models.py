@@ -11,7 +11,7 @@ from packaging.version import Version
 from pretrain import dist
 from pretrain.batch import Batch
 from pretrain.config import ConfigError
-from pretrain.engine import accumulate, zero
+from pretrain.engine import accumulate, deepspeed_config, zero
 from pretrain.models import blocks
 from pretrain.objectives import base, contrastive
 from tests import tiny
@@ -97,8 +97,8 @@ def locked(stage: int) -> list[float]:
 
 #: what older ones are refused
 recomputes_frozen = pytest.mark.skipif(
-    Version(deepspeed.__version__) < zero.RECOMPUTES_FROZEN,
-    reason=f"stage 3 of DeepSpeed before {zero.RECOMPUTES_FROZEN} cannot compute blocks with frozen weights again",
+    Version(deepspeed.__version__) < deepspeed_config.RECOMPUTES_FROZEN,
+    reason=f"before {deepspeed_config.RECOMPUTES_FROZEN}, stage 3 cannot compute blocks with frozen weights again",
 )
 
 
@@ -108,8 +108,8 @@ recomputes_frozen = pytest.mark.skipif(
 def test_an_old_deepspeed_that_would_lose_frozen_weights_is_refused(stage, version, refused):
     module = mixture(vision_frozen=True, vision_unlocked_blocks=1, vision_checkpointing=True)
     with pytest.raises(ConfigError, match="cannot compute blocks again") if refused else nullcontext():
-        zero.refuse_lost_shapes(module, stage, version)
-    zero.refuse_lost_shapes(mixture(vision_checkpointing=True), stage, version)
+        deepspeed_config.refuse_lost_shapes(module, stage, version)
+    deepspeed_config.refuse_lost_shapes(mixture(vision_checkpointing=True), stage, version)
 
 
 @recomputes_frozen

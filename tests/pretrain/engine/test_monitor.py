@@ -4,7 +4,8 @@ import json
 
 import torch
 
-from pretrain.engine.monitor import Config, Monitor, Speed, clock, truncate
+from pretrain.engine.journal import truncate
+from pretrain.engine.monitor import Config, Monitor, Speed, clock
 
 
 def test_speaks_first_regularly_and_last(tmp_path, capsys):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.engine import checkpoint, rollback
+from pretrain.engine import checkpoint, journal, rollback
 from pretrain.engine.rollback import Config, Faults
 from pretrain.engine.run_folder import RunFolder
 from tests.pretrain.engine import tiny_run
@@ -163,12 +163,16 @@ def test_the_checkpoint_to_go_back_to():
     assert rollback.choose(found, 10, 8) is None
 
 
+def mine() -> None:
+    """Nobody else has the folder."""
+
+
 def test_a_torn_line_is_cut_off(tmp_path):
     path = tmp_path / "faults.jsonl"
-    rollback.append(path, {"left_out": [3], "back_to": None})
+    journal.append(path, {"left_out": [3], "back_to": None}, check=mine)
     with open(path, "a") as file:
         file.write('{"left_out": [4')
-    assert [line["left_out"] for line in rollback.read(path)] == [[3]]
-    rollback.append(path, {"left_out": [5], "back_to": 2})
+    assert [line["left_out"] for line in journal.read(path)] == [[3]]
+    journal.append(path, {"left_out": [5], "back_to": 2}, check=mine)
     faults = judged(tmp_path, leave_out=[9])
     assert faults.left_out == {3, 5} and faults.rollbacks == 1 and faults.wanted(4) == [5, 9]

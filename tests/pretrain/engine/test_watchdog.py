@@ -13,10 +13,11 @@ import psutil
 import pytest
 
 from pretrain.engine import watchdog
+from pretrain.engine.blame import Sign, verdict
 from pretrain.engine.preemption import EXIT_REQUEUE
 from pretrain.engine.run_folder import RunFolder
-from pretrain.engine.watchdog import Sign, verdict
 from tests.pretrain.engine import tiny_run
+from tests.pretrain.engine.test_trainer import start
 
 QUICK = ["watchdog.seconds=2", "watchdog.data_seconds=2", "train.steps=12"]
 
@@ -67,6 +68,23 @@ def test_the_rank_that_hangs_is_named_and_the_run_ends(ranks, tmp_path, where):
     line = json.loads((tmp_path / "faults.jsonl").read_text())
     assert (line["what"], line["ranks"], line["step"]) == ("hang", [1], 6)
     assert ranks.run(2, tiny_run.run, str(tmp_path), "train.steps=12")[0][0] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.soak
+def test_at_the_default_settings_a_hang_is_named_within_a_minute(tmp_path):
+    """Under the real launcher; the limit is 40 s for steps that are quicker than 4."""
+    process = start(tmp_path, "hang_at=20", launcher=True)
+    said = ""
+    named = 0.0
+    for line in process.stdout:
+        named = named or (time.time() if "hang: rank 1 on " in line else 0.0)
+        said += line
+    assert process.wait(timeout=60) == EXIT_REQUEUE, said
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == 20 and "is in forward of step 21 for" in said and "last collective: " in said, said
+    assert named - last["time"] < 60, f"{named - last['time']:.1f} s"
+    assert "in asleep" in (tmp_path / "hang/rank-00001.txt").read_text()
 
 
 def test_a_stopped_rank_is_named_by_the_others(ranks, tmp_path):

@@ -18,16 +18,17 @@ from pretrain import dist
 from pretrain.batch import Batch
 from pretrain.config import ConfigError, Section, build, exit_with, override
 from pretrain.data.excluded import Excluded
-from pretrain.engine import process, trainer
+from pretrain.engine import parts, process, trainer
 from pretrain.engine.checkpoint import Config as Checkpoint
+from pretrain.engine.deepspeed_config import Config as Zero
 from pretrain.engine.monitor import Config as Monitor
 from pretrain.engine.optim import Config as Optim
 from pretrain.engine.rollback import Config as Faults
 from pretrain.engine.run_folder import RunFolder
+from pretrain.engine.steps import Config as Train
 from pretrain.engine.stragglers import Config as Stragglers
-from pretrain.engine.trainer import Config as Train
 from pretrain.engine.watchdog import Config as Watchdog
-from pretrain.engine.zero import Config as Zero
+from tests import trouble
 from tests.pretrain.engine import tiny_module
 
 DEFAULTS: dict[str, Any] = {
@@ -59,6 +60,7 @@ class Recipe(Section):
     slow_hook: float = 0.0  #: seconds that a hook takes
     bad_at: int = -1  #: step index at which the last rank reports a replaced sample
     signal_at: int = -1  #: step index at which the last rank gets SIGTERM
+    hang_at: int = -1  #: step index in whose forward the last rank falls asleep
     kill_at: int = -1  #: step index at which the last rank is killed, as kill -9 does
 
 
@@ -97,13 +99,16 @@ def run(folder: str, *words: str, device: str | torch.device = "cpu") -> tuple[i
         seen.append(("hook", step, made.engine.module.training))
 
     run_folder = RunFolder(folder, config="seed: 0\n")
+    module = tiny_module.Tiny(recipe.seed)
+    if dist.rank() == dist.world() - 1 and recipe.hang_at >= 0:
+        trouble.hang(module, recipe.hang_at)
     made = trainer.Trainer(
-        tiny_module.Tiny(recipe.seed),
+        module,
         recipe,
         folder=run_folder,
         device=torch.device(device),
         steps=recipe.train.total_steps(100),
-        data=trainer.Data(
+        data=parts.Data(
             batches=lambda first: batches(recipe, first, out[-1]),
             state=lambda step: {"position": step, **out[-1].state()},
             restore=restore,
@@ -111,10 +116,10 @@ def run(folder: str, *words: str, device: str | torch.device = "cpu") -> tuple[i
             batch_at=lambda step: out[-1].batch_at(step),
             on_bad=lambda batch, step: seen.append(("bad", step, len(batch.bad))),
         ),
-        identity=trainer.Identity(
+        identity=parts.Identity(
             fingerprint={"order": {"seed": recipe.order}}, optimisation={"optim": {"lr": recipe.optim.lr}}
         ),
-        hooks=[trainer.Hook(hook, 4)],
+        hooks=[parts.Hook(hook, 4)],
     )
     try:
         return made.run(), seen
