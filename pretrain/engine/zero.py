@@ -21,6 +21,7 @@ from pretrain.engine import deferred, ema, optim, overflow
 from pretrain.engine.deepspeed_config import Config, deepspeed_config, refuse_lost_shapes
 from pretrain.engine.fragments import Fragment, Fragments
 from pretrain.engine.precision import Autocast, LossScale, Precision
+from pretrain.engine.reduction import Reduction
 
 log = logging.getLogger("diptych")
 
@@ -86,8 +87,12 @@ class Engine:
             )
         except (ValueError, TypeError) as error:  # pydantic's complaint about zero.extra
             raise ConfigError(f"zero.extra: DeepSpeed refuses it: {error}") from error
+        self.reduction: Reduction | None = None
         if self.stage:
             overflow.skip_on_all_ranks(self._optimizer, self.stage)
+        else:
+            self._deepspeed.enable_backward_allreduce = False
+            self.reduction = Reduction([p for p in module.parameters() if p.requires_grad])
         self.state = Fragments(
             module,
             self._optimizer,
@@ -121,7 +126,11 @@ class Engine:
                 self._optimizer.override_loss_scale(self.loss_scale.scale)
             else:
                 loss = loss * self.loss_scale.scale
+        if self.reduction and last:
+            self.reduction.begin()
         self._deepspeed.backward(loss)
+        if self.reduction and last:
+            self.reduction.finish()
 
     @record_function("optimizer")
     def step(self, lr: float, *, broken: bool = False) -> float:
@@ -199,4 +208,6 @@ class Engine:
 
     def close(self) -> None:
         """Remove DeepSpeed's hooks, so that the module and the process can be used again."""
+        if self.reduction:
+            self.reduction.close()
         self._deepspeed.destroy()

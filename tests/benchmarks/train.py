@@ -51,7 +51,7 @@ L14 = (
     "model.vision.name=vit_large_patch14_clip_224", "model.embed_dim=768",
     "model.text.width=768", "model.text.heads=12",
 )  # fmt: skip
-# each rank keeps all of the optimizer, as those of DistributedDataParallel do: over gloo sharding costs more than it saves
+# each rank keeps all of the optimizer, as those of DistributedDataParallel do: over gloo, sharding costs more time
 WHOLE = ("zero.stage=0",)
 CPU = {
     "vit_b32": Case("pretrain/configs/clip_vit_b32.yaml", 32, 7, overrides=WHOLE),
