@@ -51,9 +51,7 @@ class Trainer:
         """
         self.sections = sections
         self.data = data
-        self.steps = steps
-        self.device = device
-        self.seed = seed
+        self.steps, self.device, self.seed = steps, device, seed
         self.folder = folder
         self.identity = identity or Identity()
         self.hooks = list(hooks)

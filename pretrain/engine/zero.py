@@ -57,16 +57,12 @@ class Engine:
         """
         import deepspeed
 
-        for name, p in module.named_parameters():
-            assert p.ndim > 0, f"parameter {name} has no dimension; give it shape [1] (sharding needs one)"
         self.module = module
         self.device = device
         self.stage = config.stage
         self.grad_clip = optim_config.grad_clip
         self.loss_scale = LossScale() if precision == "fp16" else None
-        refuse_lost_shapes(module, config.stage, deepspeed.__version__)
-        if config.offload != "none" and device.type == "cpu" and dist.is_main():
-            log.warning("zero.offload: the device is the host itself; results are the same, no memory is saved")
+        _look_over(module, config, device, version=deepspeed.__version__)
         #: shapes as they are before ZeRO-3 empties the parameters
         kept = ((name, p) for name, p in module.named_parameters() if keep_frozen or p.requires_grad)
         self.shapes = {name: tuple(p.shape) for name, p in kept}
@@ -211,3 +207,12 @@ class Engine:
         if self.reduction:
             self.reduction.close()
         self._deepspeed.destroy()
+
+
+def _look_over(module: nn.Module, config: Config, device: torch.device, *, version: str) -> None:
+    """Refuse, or warn of, what DeepSpeed would stumble over or do to no purpose."""
+    for name, p in module.named_parameters():
+        assert p.ndim > 0, f"parameter {name} has no dimension; give it shape [1] (sharding needs one)"
+    refuse_lost_shapes(module, config.stage, version)
+    if config.offload != "none" and device.type == "cpu" and dist.is_main():
+        log.warning("zero.offload: the device is the host itself; results are the same, no memory is saved")
