@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from pretrain import dist
 from pretrain.batch import Batch
 from pretrain.data.quarantine import TooManyBad
-from pretrain.engine import accumulate, checkpoint, deferred, ema, journal, monitor, recovery, watchdog, zero
+from pretrain.engine import accumulate, checkpoint, deferred, ema, journal, monitor, watchdog, zero
 from pretrain.engine.agreement import Agreed, Agreement
 from pretrain.engine.parts import Data, Hook, Identity, Sections
 from pretrain.engine.preemption import EXIT_INTERRUPTED, EXIT_REQUEUE, Preemption
-from pretrain.engine.recovery import TrainingError
+from pretrain.engine.recovery import Recovery, TrainingError
 from pretrain.engine.rollback import Trouble
 from pretrain.engine.run_folder import RunFolder, StaleRunError
 from pretrain.engine.stragglers import Stragglers
@@ -76,13 +76,9 @@ class Trainer:
         state = self.checkpoints.restore(self.engine, fingerprint=self.identity.fingerprint)
         self.start = int(state["step"]) if state else 0
         folder.claim()
-        self.recovery = recovery.Recovery(
-            sections.faults,
-            folder,
-            module=module,
-            data=data,
-            checkpoints=self.checkpoints,
-            fresh=sections.checkpoint.resume == "none",
+        fresh = sections.checkpoint.resume == "none"
+        self.recovery = Recovery(
+            sections.faults, folder, module=module, data=data, checkpoints=self.checkpoints, fresh=fresh
         )
         self.watchdog = watchdog.Watchdog(sections.watchdog, folder)
         self.stragglers = Stragglers(sections.stragglers, device)
