@@ -194,6 +194,7 @@ class Engine:
         if self.stage:
             overflow.skip_on_all_ranks(self._optimizer, self.stage)
         self.average = ema.Average(average, self._masters()) if average and average.decay else None
+        self._averaged = False  #: the module has the average now
         self._fresh = True  #: no backward since the last step
 
     @property
@@ -280,19 +281,31 @@ class Engine:
         """
         was_training = self.module.training
         loose = [p for m in self.module.modules() if next(m.children(), None) for p in m.parameters(recurse=False)]
-        self._exchange()
-        self.module.eval()
-        try:
-            with torch.no_grad(), self.gathered(loose):
-                yield self.module
-        finally:
-            self.module.train(was_training)
-        self._exchange()  # not after an error: it waits for all ranks, and training is over
+        with self.averaged():
+            self.module.eval()
+            try:
+                with torch.no_grad(), self.gathered(loose):
+                    yield self.module
+            finally:
+                self.module.train(was_training)
 
-    def _exchange(self) -> None:
-        if self.average:
-            self.average.exchange(self._masters())
-            self.refresh()
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Give the module the weights of the average, where there is one; inside another such context do nothing.
+
+        All ranks call it.
+        """
+        if self.average is None or self._averaged:
+            yield
+            return
+        self._exchange(self.average)
+        yield
+        self._exchange(self.average)  # not after an error: it waits for all ranks, and training is over
+
+    def _exchange(self, average: ema.Average) -> None:
+        average.exchange(self._masters())
+        self.refresh()
+        self._averaged = not self._averaged
 
     # -- state by name ---------------------------------------------------------------------------------------------
 
