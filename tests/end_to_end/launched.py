@@ -17,12 +17,12 @@ PRETRAIN, FINETUNE = "pretrain/main.py", "finetune/main.py"
 
 
 def launch(
-    config: Path, *words: str, launcher: tuple[str, ...] = (), script: str = PRETRAIN, **variables: str
+    config: Path, *words: str, launcher: tuple[str, ...] = (), script: str = PRETRAIN, lane: int = 0, **variables: str
 ) -> subprocess.Popen:
-    """Start a script of training; with no `launcher` named it is deepspeed, on two ranks."""
+    """Start a script of training; with no `launcher` named it is deepspeed, on two ranks, in a `lane` of ports."""
     env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
-    launcher = launcher or ("deepspeed", "--num_gpus", "2", "--master_port", a_port())
+    launcher = launcher or ("deepspeed", "--num_gpus", "2", "--master_port", a_port(lane))
     command = [*launcher, script, "--config", str(config), *words]
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

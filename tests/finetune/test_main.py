@@ -103,6 +103,8 @@ METHODS_OF_TOWERS = {
 PLAIN = ("optim.optimizer=adamw", "optim.lr=1.0e-4", "optim.eps=1.0e-3", "optim.schedule=constant")
 
 
+@pytest.mark.check("full", 7)
+@pytest.mark.check("lora", 10)
 @pytest.mark.parametrize(("name", "stage"), [("lora", 1), ("full", 2), pytest.param("full", 3, marks=pytest.mark.slow)])
 def test_micro_batches_train_as_whole_ones(name, stage, tmp_path, ranks):
     for run, more in (("whole", ()), ("parts", ("train.micro_batch_size=1",))):
@@ -116,6 +118,21 @@ def test_micro_batches_train_as_whole_ones(name, stage, tmp_path, ranks):
     assert scores.newest(tmp_path / "runs" / "parts") == scores.newest(tmp_path / "runs" / "whole")
 
 
+@pytest.mark.slow
+@pytest.mark.check("full", 7)
+def test_micro_batches_of_pairs_are_compared_with_the_whole_batch(tmp_path, ranks):
+    for run, more in (("whole", ()), ("parts", ("train.micro_batch_size=1",))):
+        path = recipe_file(tmp_path, method=METHODS_OF_TOWERS["full"], name=run)
+        task = f"task: {{name: retrieval, data: {tiny.pairs(tmp_path / 'pairs')}, batch_size: 4}}"
+        path.write_text(re.sub("task: {.*}", task, path.read_text()))
+        assert {code for code, _ in ranks.run(2, fine_tune, str(path), *PLAIN, "zero.stage=2", *more)} == {0}
+    want, got = delta(tmp_path, "whole"), delta(tmp_path, "parts")
+    for key, value in want.items():
+        torch.testing.assert_close(got[key], value, rtol=0, atol=2e-6)
+
+
+@pytest.mark.check("full", 8)
+@pytest.mark.check("lora", 11)
 @pytest.mark.parametrize(("name", "stage"), [("full", 0), ("lora", 1), pytest.param("full", 3, marks=pytest.mark.slow)])
 def test_an_average_is_what_the_delta_holds(name, stage, tmp_path, ranks):
     file = str(recipe_file(tmp_path, method=METHODS_OF_TOWERS[name]))
@@ -134,6 +151,7 @@ def test_an_average_is_what_the_delta_holds(name, stage, tmp_path, ranks):
     assert any((value - last[f"method.{key}"]).abs().max() > 1e-6 for key, value in got.items())
 
 
+@pytest.mark.check("full", 8)
 @pytest.mark.parametrize("stage", [0, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
 def test_an_average_is_what_is_scored(stage, tmp_path, ranks):
     """One that never leaves the base scores as the base does, whatever training made of the weights."""
@@ -152,6 +170,7 @@ def test_an_average_is_what_is_scored(stage, tmp_path, ranks):
     assert max(float((x - start[n.removeprefix("model.")].detach()).abs().max()) for n, x in moved.items()) > 1e-2
 
 
+@pytest.mark.check("linear-probe", 6)
 def test_the_probe_is_the_same_on_two_ranks(tmp_path, ranks):
     file = str(recipe_file(tmp_path, method="{name: linear_probe, c: 1.0}"))
     assert ranks.run(1, fine_tune, file) == [(0, True)]
@@ -175,6 +194,8 @@ METHODS = {
 }
 
 
+@pytest.mark.check("lora", 5)
+@pytest.mark.check("few-shot", 6)
 @pytest.mark.slow
 @pytest.mark.check("coop", 11)
 @pytest.mark.parametrize("name", METHODS)
