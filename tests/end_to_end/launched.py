@@ -39,7 +39,7 @@ def kill_a_rank(launched: subprocess.Popen, run: str, rank: int, *, when: Callab
     Raises:
         AssertionError: the run had ended before, or what was left of it did not.
     """
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while not when():
         assert launched.poll() is None and time.monotonic() < deadline, launched.stdout.read()
         time.sleep(0.002)
