@@ -29,9 +29,22 @@ class Data(Section):
     #: base: train on the first half of the classes, score both halves apart (CoOp's); new: the second half alone
     classes: Literal["all", "base", "new"] = "all"
     shift: str | None = None  #: pictures of the same classes in another style, in any form of `data`: scored, too
+    seed: int = 1  #: which samples are drawn or held out; papers report the mean over 1, 2 and 3
 
 
-def prepare(folder: Path, data: Data, *, shots: int | None, few: int | None, seed: int) -> Splits:
+class Naming:
+    """What tasks that name a picture's class declare alike; stands before the base of tasks."""
+
+    kind = "classify"
+    reader = "classify"
+    metric = "accuracy"
+
+    def score(self, answer: Callable[[Batch], Tensor], batches: Iterator[Batch], names: list[str]) -> Score:
+        """Return top-1 accuracy; equal logits count against us."""
+        return accuracy(answer, batches)
+
+
+def prepare(folder: Path, data: Data, *, shots: int | None, few: int | None) -> Splits:
     """Return the splits of a run; what is drawn or converted is written to `folder`, a later start finds it there.
 
     Args:
@@ -39,16 +52,15 @@ def prepare(folder: Path, data: Data, *, shots: int | None, few: int | None, see
         data: which pictures and classes.
         shots: training samples of a class; None: all.
         few: validation samples of a class; None: all, or a tenth of train where there is no validation split.
-        seed: of the draws.
 
     Raises:
         ConfigError: the data is not what the task needs.
     """
-    mark = {**data.model_dump(include=set(Data.model_fields)), "shots": shots, "seed": seed}
-    return splits.prepared(folder, mark, lambda: _make(folder, data, shots, few, seed))
+    mark = {**data.model_dump(include=set(Data.model_fields)), "shots": shots}
+    return splits.prepared(folder, mark, lambda: _make(folder, data, shots, few))
 
 
-def _make(folder: Path, data: Data, shots: int | None, few: int | None, seed: int) -> Splits:
+def _make(folder: Path, data: Data, shots: int | None, few: int | None) -> Splits:
     found = sources.find(data.data, data.images)
     names = splits.class_names(found["train"])
     refuse_unknown(found, len(names))
@@ -58,10 +70,10 @@ def _make(folder: Path, data: Data, shots: int | None, few: int | None, seed: in
     classes = {"all": range(len(names)), "base": base, "new": new}[data.classes]
     train, validation, test = (splits.among(found[split], classes) for split in sources.SPLITS)
     if not validation:
-        train, validation = splits.hold_out(train, few or max(1, len(train) // (10 * len(classes))), seed=seed)
+        train, validation = splits.hold_out(train, few or max(1, len(train) // (10 * len(classes))), seed=data.seed)
     chosen = {
-        "train": splits.draw(train, shots, seed=seed),
-        "validation": splits.draw(validation, few, seed=seed),
+        "train": splits.draw(train, shots, seed=data.seed),
+        "validation": splits.draw(validation, few, seed=data.seed),
     }
     paths = {split: splits.write(samples, folder, split) for split, samples in chosen.items()}
     more = {}

@@ -176,7 +176,7 @@ def encode(
                 bad |= {d: wrong[name] for d, name in named.items() if name in wrong}
                 kept += [d for d, name in named.items() if name not in wrong]
                 if len(batch):
-                    for kind, rows_ND in _rows(model, batch.to(device), list(caches)).items():
+                    for kind, rows_ND in _rows(model, batch.to(device), list(caches), batch_size).items():
                         found[kind].append(rows_ND)
                 bar.update(len(cut))
             for kind, rows in found.items():
@@ -191,6 +191,12 @@ def _name(steps: Steps, place: Place) -> tuple[str, str]:
 
 
 @torch.no_grad()
-def _rows(model: Any, batch: Batch, kinds: list[str]) -> dict[str, Tensor]:
-    seen = model(batch)
-    return {kind: getattr(seen, kind).float().cpu() for kind in kinds}
+def _rows(model: Any, batch: Batch, kinds: list[str], batch_size: int) -> dict[str, Tensor]:
+    """Return the rows of a batch by kind; it is filled up, so that a row's bits do not depend on what else was lacking.
+
+    Products of few rows are summed in another order than those of many.
+    """
+    assert batch.image_NCHW is not None
+    full = [*range(len(batch)), *[len(batch) - 1] * (batch_size - len(batch))]
+    seen = model(Batch(keys=[""] * len(full), image_NCHW=batch.image_NCHW[full]))
+    return {kind: getattr(seen, kind)[: len(batch)].float().cpu() for kind in kinds}

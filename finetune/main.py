@@ -34,6 +34,7 @@ from pretrain.engine import optim, process
 from pretrain.engine.parts import Data, Identity
 from pretrain.engine.run_folder import RunFolder
 from pretrain.engine.trainer import Trainer
+from pretrain.engine.zero import Engine
 from pretrain.evals.base import Features
 from pretrain.evals.zero_shot import class_weights
 from pretrain.metrics.interval import Score
@@ -160,7 +161,7 @@ class Job:
 
     def identity(self, batches: loader.Loader) -> Identity:
         """Return what a checkpoint of this run belongs to."""
-        tree = self.recipe.model_dump(mode="json", include={"method", "train", "optim"})
+        tree = self.recipe.model_dump(mode="json", include={"method", "train", "optim", "ema"})
         about = {"base": self.base.weights_hash, "method": tree.pop("method"), "classes": self.splits.names}
         return Identity(fingerprint={"order": batches.fingerprint(), "architecture": about}, optimisation=tree)
 
@@ -208,6 +209,7 @@ def run(section: Recipe, device: torch.device, load: Load = pretrained.load) -> 
         device=device,
         seed=section.run.seed,
         identity=job.identity(batches),
+        average=section.ema,
     )
     code = trainer.run() or finish(job, before, steps=steps, trainer=trainer)
     trainer.close()
@@ -218,24 +220,9 @@ def finish(job: Job, before: dict[str, Score], *, steps: int, trainer: Trainer |
     """Score, save the delta and say the result; return the exit code."""
     if trainer is None:
         with torch.no_grad():
-            after = job.scores(job.module.eval())
-        state = job.method.state()
+            state, after = job.method.state(), job.scores(job.module.eval())
     else:
-        import deepspeed
-
-        same_buffers(job.method)
-        trained = list(job.method.trained().values())
-        with trainer.engine.gathered(trained):
-            state = {name: x.detach().cpu().clone() for name, x in job.method.state().items()}
-        with (
-            torch.no_grad(),
-            deepspeed.zero.GatheredParameters(trained, modifier_rank=0, enabled=trainer.engine.stage == 3),
-        ):
-            job.method.settle()
-        with trainer.engine.evaluating() as module:
-            if chosen := job.method.choose(job.read):
-                print_once(json.dumps(chosen))
-            after = job.scores(module)
+        state, after = settled(job, trainer.engine)
     path = job.folder.path / delta.FILE
     if dist.is_main():
         delta.write(path, state, pretrained=job.base, method=job.method.config, names=job.splits.names)
@@ -251,6 +238,23 @@ def finish(job: Job, before: dict[str, Score], *, steps: int, trainer: Trainer |
         f"test {name.removeprefix(job.recipe.task.name + '/')} {now}, zero-shot {then}"
     )
     return 0
+
+
+def settled(job: Job, engine: Engine) -> tuple[dict[str, Tensor], dict[str, Score]]:
+    """Return what was trained, of a run with `ema` its average, and its scores; the method settles in between."""
+    import deepspeed
+
+    same_buffers(job.method)
+    trained = list(job.method.trained().values())
+    with engine.averaged():
+        with engine.gathered(trained):
+            state = {name: x.detach().cpu().clone() for name, x in job.method.state().items()}
+        with torch.no_grad(), deepspeed.zero.GatheredParameters(trained, modifier_rank=0, enabled=engine.stage == 3):
+            job.method.settle()
+        with engine.evaluating() as module:
+            if chosen := job.method.choose(job.read):
+                print_once(json.dumps(chosen))
+            return state, job.scores(module)
 
 
 def same_buffers(method: methods.Method) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from finetune.sources import SPLITS, Picture, picture, shards, table
+from finetune.sources import SPLITS, Picture, form, picture, refuse_empty, shards, table
 from pretrain.config import ConfigError
 from pretrain.data.decode import IMAGES
 from pretrain.dist import hash64
@@ -48,23 +48,19 @@ def find(data: str, images: str | None = None) -> Found | None:
         ConfigError: no such data, no train or test split, or pictures without captions.
     """
     path = Path(data)
-    if images is not None and path.suffix != ".json":
-        raise ConfigError(f"task.images: is for Karpathy's dataset_*.json, not for {data!r}; leave it out")
-    if path.suffix == ".json":
-        found = _karpathy(path, Path(images) if images else path.parent)
-    elif path.suffix == ".csv":
-        found = _table(path)
-    elif path.is_dir() and (path / "train").is_dir():
-        found = {split: _folder(path / split) for split in SPLITS}
-    elif path.is_dir() and not any(path.glob("*.tar")):
-        found = cut(_folder(path))
-    else:
-        if not shards(data, "train") or not shards(data, "test"):
-            raise ConfigError(f"task.data: {data!r} has no shards of train or of test; give {FORMS}")
-        return None
-    for split in ("train", "test"):
-        if not found[split]:
-            raise ConfigError(f"task.data: {data!r} has no {split} split; give {FORMS}")
+    match form(data, images, json="Karpathy's dataset_*.json"):
+        case "json":
+            found = _karpathy(path, Path(images) if images else path.parent)
+        case "table":
+            found = _table(path)
+        case "split":
+            found = {split: _folder(path / split) for split in SPLITS}
+        case "whole":
+            found = cut(_folder(path))
+        case "shards":
+            refuse_empty({split: shards(data, split) for split in SPLITS}, data, FORMS)
+            return None
+    refuse_empty(found, data, FORMS)
     return found
 
 

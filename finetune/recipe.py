@@ -13,6 +13,7 @@ from pretrain.data import loader
 from pretrain.data.transforms import Augment
 from pretrain.engine import checkpoint
 from pretrain.engine.deepspeed_config import Config as Zero
+from pretrain.engine.ema import Config as Ema
 from pretrain.engine.monitor import Config as Monitor
 from pretrain.engine.optim import Config as Optim
 from pretrain.engine.rollback import Config as Faults
@@ -82,6 +83,7 @@ class Recipe(Section):
     data: Data = Field(default_factory=Data)
     train: Train | None = Field(default=None, validate_default=True)  #: no length: the method's published one
     optim: Optim = Field(default_factory=Optim)
+    ema: Ema = Field(default_factory=Ema)  #: with an average, it is what answers and what the delta holds
     zero: Zero = Field(default_factory=Zero)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     monitor: Monitor = Field(default_factory=Monitor)

@@ -13,9 +13,9 @@ import csv
 import glob
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from braceexpand import braceexpand
 
@@ -50,6 +50,8 @@ class Sample(NamedTuple):
 
 
 Found = dict[str, list[Sample]]  #: by split
+#: split: a folder of train/ and test/; whole: a folder that nobody has split
+Form = Literal["json", "table", "split", "whole", "shards"]
 
 
 def find(data: str, images: str | None = None) -> Found:
@@ -60,22 +62,42 @@ def find(data: str, images: str | None = None) -> Found:
         ShardError: a shard cannot be read.
     """
     path = Path(data)
+    match form(data, images, json="split_zhou_*.json"):
+        case "json":
+            found = _zhou(path, Path(images) if images else path.parent)
+        case "table":
+            found = _table(path)
+        case "split":
+            found = {split: _pictures(path / split, _folders(path / "train")) for split in SPLITS}
+        case "whole":
+            found = cut(_pictures(path, _folders(path)))
+        case "shards":
+            found = {split: _labelled(shards(data, split)) for split in SPLITS}
+    refuse_empty(found, data, FORMS)
+    return found
+
+
+def form(data: str, images: str | None = None, *, json: str = "") -> Form:
+    """Return which form data has; `json` is what those files are called that `images` may stand beside.
+
+    Raises:
+        ConfigError: `images` beside another form.
+    """
+    path = Path(data)
     if images is not None and path.suffix != ".json":
-        raise ConfigError(f"task.images: is for split_zhou_*.json, not for {data!r}; leave it out")
-    if path.suffix == ".json":
-        found = _zhou(path, Path(images) if images else path.parent)
-    elif path.suffix == ".csv":
-        found = _table(path)
-    elif path.is_dir() and (path / "train").is_dir():
-        found = {split: _pictures(path / split, _folders(path / "train")) for split in SPLITS}
-    elif path.is_dir() and not any(path.glob("*.tar")) and any(_images(path)):
-        found = cut(_pictures(path, _folders(path)))
-    else:
-        found = {split: _labelled(shards(data, split)) for split in SPLITS}
+        raise ConfigError(f"task.images: is for {json}, not for {data!r}; leave it out")
+    if path.suffix in (".json", ".csv"):
+        return "json" if path.suffix == ".json" else "table"
+    if path.is_dir() and (path / "train").is_dir():
+        return "split"
+    return "whole" if path.is_dir() and not any(path.glob("*.tar")) else "shards"
+
+
+def refuse_empty(found: Mapping[str, Sequence[Any]], data: str, forms: str) -> None:
+    """Raise a ConfigError where there is nothing to train on, or to score."""
     for split in ("train", "test"):
         if not found[split]:
-            raise ConfigError(f"task.data: {data!r} has no {split} split; give {FORMS}")
-    return found
+            raise ConfigError(f"task.data: {data!r} has no {split} split; give {forms}")
 
 
 def shards(data: str, split: str) -> list[str]:
@@ -93,8 +115,7 @@ def shards(data: str, split: str) -> list[str]:
 
 def are_shards(data: str) -> bool:
     """Return whether the data are shards already, so that a whole split need not be written again."""
-    path = Path(data)
-    return "{split}" in data or (path.is_dir() and any(path.glob("test-*.tar")) and not (path / "train").is_dir())
+    return form(data) == "shards"
 
 
 def cut(samples: Iterable[Sample]) -> Found:

@@ -42,9 +42,12 @@ GRACE = 5.0
 LINEAR = torch.nn.functional.linear
 
 
-def a_port() -> str:
-    """Return a free port for a launcher, from below those that the system hands out by itself."""
-    for port in range(20000 + os.getpid() * 7 % 10000, 32000):
+def a_port(lane: int = 0) -> str:
+    """Return a free port for a launcher, from below those that the system hands out by itself.
+
+    Launchers that start at the same time ask for lanes of their own: a port is taken a while after it was found free.
+    """
+    for port in range(20000 + (os.getpid() * 7 + lane * 500) % 10000, 32000):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("", port))
             return str(port)

@@ -5,7 +5,7 @@ front of the context: a permutation that leaves the end token where it is.
 Shapes: K = classes, R = rows, T = tokens, M = context tokens, C = width of the text tower, E = joint width.
 """
 
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,17 @@ from pretrain.models.blocks import Recomputed
 from pretrain.pretrained import Pretrained
 
 Position = Literal["end", "middle", "front"]
+
+
+class Prompted(Protocol):
+    """What a method's section says of its prompts."""
+
+    @property
+    def words(self) -> str | None: ...
+    @property
+    def length(self) -> int | None: ...
+    @property
+    def position(self) -> Position: ...
 
 
 class Context(nn.Module):
@@ -68,6 +79,19 @@ class Template(nn.Module):
         if not context_RMC.shape[1]:
             return frozen_RTC
         return torch.where(place_RT1 >= 0, context_RMC.gather(1, index_RTC), frozen_RTC)
+
+
+def learner(
+    pretrained: Pretrained, names: list[str], config: Prompted, *, default: int, per_class: bool = False
+) -> tuple[Template, Context]:
+    """Return the classes' prompts, and the context that is learned for them: one for all, or one for each.
+
+    Raises:
+        ConfigError: `config` and the class names do not fit each other, or the text tower.
+    """
+    start_MC = start(pretrained, config.words, length=config.length, default=default)
+    template = Template(pretrained, names, words=config.words, length=len(start_MC), position=config.position)
+    return template, Context(start_MC, classes=len(names) if per_class else None)
 
 
 def start(pretrained: Pretrained, words: str | None, *, length: int | None, default: int) -> Tensor:

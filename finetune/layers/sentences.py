@@ -40,18 +40,18 @@ class Sentences(nn.Module):
         self.register_buffer("known_KE", None, persistent=False)
 
     def forward(self, text: nn.Module) -> Tensor:
-        """Return unit-norm features [K, E] that the tower `text` gives."""
+        """Return unit-norm features [K, E] that the tower `text` gives. All ranks call it, each encodes its share."""
         if not self.frozen:
             return over_ranks(lambda own_k: self._encode(text, own_k), self.classes)
         if self.known_KE is None:
             with torch.no_grad():
-                text_SE = torch.cat([text(rows_ST).text_BE for rows_ST in self.tokens_ST.split(ROWS)])
-                self.known_KE = self._mean(text_SE, self.classes)
+                self.known_KE = over_ranks(lambda own_k: self._encode(text, own_k), self.classes)
         return self.known_KE
 
     def _encode(self, text: nn.Module, own_k: Tensor) -> Tensor:
-        tokens_KtT = self.tokens_ST.unflatten(0, (self.classes, -1))
-        return self._mean(text(tokens_KtT[own_k].flatten(0, 1)).text_BE, len(own_k))
+        own_ST = self.tokens_ST.unflatten(0, (self.classes, -1))[own_k].flatten(0, 1)
+        parts = own_ST.split(ROWS if self.frozen else len(own_ST))
+        return self._mean(torch.cat([text(part_ST).text_BE for part_ST in parts]), len(own_k))
 
     def _mean(self, text_SE: Tensor, classes: int) -> Tensor:
         text_KtE = F.normalize(text_SE.float(), dim=-1).unflatten(0, (classes, -1))

@@ -184,7 +184,11 @@ def warnings(method: type[Method], optim: Optim) -> list[str]:
 
 
 class Finetune(nn.Module):
-    """A method behind one forward, all frozen that it does not train."""
+    """A method behind one forward, all frozen that it does not train.
+
+    It trains in micro-batches too (engine/accumulate.py): its loss is a sum over rows. Features of classes that train
+    are then computed with each micro-batch anew; those of frozen texts are kept.
+    """
 
     def __init__(self, method: Method) -> None:
         super().__init__()
@@ -206,11 +210,39 @@ class Finetune(nn.Module):
         """Return where each parameter of the base's towers lies, for optim.layer_decay."""
         return {f"method.model.{name}": depth for name, depth in self.method.model.depths().items()}
 
-    def forward(self, batches: list[Batch], *, want: str | None = None) -> Any:
+    def whole(self) -> list[str]:
+        """Return nothing: whatever trains here can be trained in micro-batches."""
+        return []
+
+    def contrasts(self) -> bool:
+        """Return that no rows are compared."""
+        return False
+
+    def head(self) -> list[nn.Parameter]:
+        """Return nothing, as no rows are compared."""
+        return []
+
+    def contrast(self, features: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Never called, as no rows are compared."""
+        raise NotImplementedError
+
+    def prepare(self, batches: list[Batch], step: int) -> list[int]:
+        """Return for each batch how many rows the step has on this rank, and so on every rank."""
+        return [sum(len(batch) for batch in batches)] * len(batches)
+
+    def forward(
+        self, batches: list[Batch], *, prepared: list[int] | None = None, want: str | None = None, pull: Any = None
+    ) -> Any:
         """Return (loss, logs) of a step's batches, or, with want="logits", their logits [N, K].
 
-        The loss is the mean cross-entropy over this rank's rows; ranks hold equally many, so that the mean over ranks
-        is the mean over the global batch.
+        The loss is the mean cross-entropy over this rank's rows of the step; ranks hold equally many, so that the mean
+        over ranks is the mean over the global batch. Of micro-batches loss and scalars add up to those of the step.
+
+        Args:
+            batches: what this rank has of the step, or one micro-batch of it.
+            prepared: what `prepare` returned for these batches; None: they are a step of their own.
+            want: "logits", for evals.
+            pull: of micro-batches; here nothing is pulled at.
         """
         classes_KE = self._classes()
         logits_NK = torch.cat([self.method.classify(batch, classes_KE) for batch in batches]).float()
@@ -218,7 +250,9 @@ class Finetune(nn.Module):
             return logits_NK
         target_N = torch.cat([targets(batch) for batch in batches])
         right_N = logits_NK.detach().argmax(1) == target_N
-        return F.cross_entropy(logits_NK, target_N), {"accuracy": right_N.float().mean()}
+        [rows] = set(prepared or self.prepare(batches, 0))
+        loss = F.cross_entropy(logits_NK, target_N, reduction="sum") / rows
+        return loss, {"accuracy": right_N.float().sum() / rows}
 
     def _classes(self) -> Tensor | None:
         if self.training or torch.is_grad_enabled():

@@ -1,7 +1,9 @@
 """CoCoOp: a context that depends on the picture (Zhou et al. 2022, arXiv:2203.05557).
 
 A small net turns the picture's unit-norm feature into a shift that is added to every context token, so that each
-picture has prompts of its own: N x K texts a batch, encoded `chunk` classes at a time and again in backward.
+picture has prompts of its own: N x K texts a batch, encoded `chunk` classes at a time and again in backward. Sharing
+the classes among W ranks, as CoOp does, would save nothing: a rank would get K / W classes for the pictures of all W
+ranks, which are as many texts.
 Shapes: N = images, K = classes, k = classes of a chunk, R = N k rows, T = tokens, M = context tokens,
 C = width of the text tower, E = joint width.
 """
@@ -12,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from finetune.layers import prompt
-from finetune.layers.prompt import Context, Template
 from finetune.methods import base
 from pretrain.pretrained import Pretrained
 
@@ -50,9 +51,7 @@ class Method(base.Method):
 
     def __init__(self, config: Config, pretrained: Pretrained, names: list[str]) -> None:
         super().__init__(config, pretrained, names)
-        start_MC = prompt.start(pretrained, config.words, length=config.length, default=LENGTH)
-        self.template = Template(pretrained, names, words=config.words, length=len(start_MC), position=config.position)
-        self.context = Context(start_MC, classes=None)
+        self.template, self.context = prompt.learner(pretrained, names, config, default=LENGTH)
         self.meta_net = MetaNet(pretrained.config.embed_dim, pretrained.config.text.width)
         self.parts = prompt.chunks(len(names), config.chunk)
         if len(self.parts) > 1:

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from finetune.layers import prompt
 from finetune.layers.class_shards import over_ranks
-from finetune.layers.prompt import Context, Template
 from finetune.methods import base
 from pretrain.pretrained import Pretrained
 
@@ -41,9 +40,9 @@ class Method(base.Method):
 
     def __init__(self, config: Config, pretrained: Pretrained, names: list[str]) -> None:
         super().__init__(config, pretrained, names)
-        start_MC = prompt.start(pretrained, config.words, length=config.length, default=LENGTH)
-        self.template = Template(pretrained, names, words=config.words, length=len(start_MC), position=config.position)
-        self.context = Context(start_MC, classes=len(names) if config.per_class else None)
+        self.template, self.context = prompt.learner(
+            pretrained, names, config, default=LENGTH, per_class=config.per_class
+        )
         self.open_classes = not config.per_class
         if len(prompt.chunks(len(names), config.chunk)) > 1:
             prompt.recompute(self.model.text)

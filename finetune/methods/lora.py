@@ -5,7 +5,7 @@ encoded with the updated text tower. Merged, the model is one like any other.
 Shapes: N = images, K = classes, E = joint width.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, field_validator
 from torch import Tensor, nn
@@ -14,11 +14,13 @@ from finetune.layers.low_rank import LowRank
 from finetune.layers.sentences import Sentences
 from finetune.methods import base
 from pretrain.batch import Batch
+from pretrain.config import ConfigError
 from pretrain.models import sites
 from pretrain.pretrained import Pretrained
 
 FUSED = ("q", "k", "v")  #: the parts of a qkv linear, in order
 Role = Literal["q", "k", "v", "out", "up", "down"]
+ROLES = get_args(Role)
 
 
 class Config(base.Config):
@@ -60,12 +62,21 @@ class Method(base.Method):
         """Update the linears of a tower.
 
         Raises:
-            ConfigError: it has none of the roles, as convolutional towers.
+            ConfigError: it lacks one of the roles; convolutional towers have none.
         """
         config = self.config
         chosen = tuple(part for part, role in enumerate(FUSED) if role in config.roles)
+        found = sites.sites(self.model, tower=tower)
+        found = [site for site in found if isinstance(self.model.get_submodule(site.name), nn.Linear)]
+        offered = {site.role for site in found if site.role in ROLES}
+        offered |= set(FUSED) if any(site.role == "qkv" for site in found) else set()
+        if lacking := [role for role in config.roles if role not in offered]:
+            raise ConfigError(
+                f"method.roles: the {tower} tower of the base has no linear for {', '.join(lacking)}; "
+                f"it has {', '.join(sorted(offered)) or 'none'}"
+            )
         wanted = (*config.roles, *(("qkv",) if chosen else ()))
-        for site in sites.sites(self.model, tower=tower, roles=wanted):
+        for site in (site for site in found if site.role in wanted):
             fused = {"parts": 3, "chosen": chosen} if site.role == "qkv" else {}
             keys = {"rank": config.rank, "alpha": config.alpha, "dropout": config.dropout, **fused}
             sites.replace(self.model, site, lambda inner, keys=keys: LowRank(inner, **keys))

@@ -4,7 +4,6 @@ k samples of every class, drawn by hash(seed, key) from the train split; min(k, 
 hyper-parameters see; the whole test split is scored. `classes: base` is its protocol from base to new classes.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import Field
@@ -12,8 +11,6 @@ from pydantic import Field
 from finetune import classes
 from finetune.splits import Splits
 from finetune.tasks import base
-from pretrain.batch import Batch
-from pretrain.metrics.interval import Score
 
 VALIDATION = 4
 
@@ -22,15 +19,11 @@ class Config(base.Config, classes.Data):
     """`task:` of few-shot classification."""
 
     shots: int | None = Field(default=16, gt=0)  #: training samples a class, 1, 2, 4, 8 and 16 in papers; null: all
-    seed: int = 1  #: which samples are drawn; papers report the mean over 1, 2 and 3
 
 
-class Task(base.Task):
+class Task(classes.Naming, base.Task):
     """Few-shot classification."""
 
-    kind = "classify"
-    reader = "classify"
-    metric = "accuracy"
     config: Config
 
     def prepare(self, folder: Path) -> Splits:
@@ -41,8 +34,4 @@ class Task(base.Task):
         """
         shots = self.config.shots
         few = min(shots, VALIDATION) if shots else None
-        return classes.prepare(folder, self.config, shots=shots, few=few, seed=self.config.seed)
-
-    def score(self, answer: base.Answer, batches: Iterator[Batch], names: list[str]) -> Score:
-        """Return top-1 accuracy; equal logits count against us."""
-        return classes.accuracy(answer, batches)
+        return classes.prepare(folder, self.config, shots=shots, few=few)

@@ -26,7 +26,7 @@ class Reduction:
         apart = {id(p) for p in self.large}
         self.small = [p for p in self.parameters if id(p) not in apart]
         # of its own: what a loss sends in backward is not to be told from a gradient by the order alone
-        self._group = torch_dist.new_group() if dist.world() > 1 else None
+        self._group: Any = torch_dist.new_group() if dist.world() > 1 else None
         self._hooks = [
             p.register_post_accumulate_grad_hook(lambda _, number=number: self._ready(number))
             for number, p in enumerate(self.large)

@@ -97,6 +97,7 @@ class Engine:
             moments=optim.MOMENTS[optim_config.optimizer],
             average=average,
         )
+        self._averaged = False  #: the module has the average now
         self._fresh = True  #: no backward since the last step
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -180,14 +181,30 @@ class Engine:
         """
         was_training = self.module.training
         loose = [p for m in self.module.modules() if next(m.children(), None) for p in m.parameters(recurse=False)]
+        with self.averaged():
+            self.module.eval()
+            try:
+                with torch.no_grad(), self.gathered(loose):
+                    yield self.module
+            finally:
+                self.module.train(was_training)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Give the module the weights of the average, where there is one; inside another such context do nothing.
+
+        All ranks call it.
+        """
+        if self.state.average is None or self._averaged:
+            yield
+            return
+        self._exchange()
+        yield
+        self._exchange()  # not after an error: it waits for all ranks, and training is over
+
+    def _exchange(self) -> None:
         self.state.exchange()
-        self.module.eval()
-        try:
-            with torch.no_grad(), self.gathered(loose):
-                yield self.module
-        finally:
-            self.module.train(was_training)
-        self.state.exchange()  # not after an error: it waits for all ranks, and training is over
+        self._averaged = not self._averaged
 
     def fragments(self) -> list[Fragment]:
         """Return views of all that this rank holds; what is written to them needs a `state.refresh`."""

@@ -27,13 +27,19 @@ LAYERS: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "timm": (
         r"vision\.trunk\.blocks\.(\d+)",
-        {"qkv": "attn.qkv", "out": "attn.proj", "up": "mlp.fc1", "down": "mlp.fc2", "attention": "attn", "mlp": "mlp"},
+        {"qkv": "attn.qkv", "q": "attn.q_proj", "k": "attn.k_proj", "v": "attn.v_proj", "out": "attn.proj",
+         "up": "mlp.fc1", "down": "mlp.fc2", "attention": "attn", "mlp": "mlp"},
     ),
     "bert": (
         r"text\.encoder\.encoder\.layer\.(\d+)",
         {"q": "attention.self.query", "k": "attention.self.key", "v": "attention.self.value",
          "out": "attention.output.dense", "up": "intermediate.dense", "down": "output.dense",
          "attention": "attention.output.dense", "mlp": "output.dense"},
+    ),
+    "clip": (  # transformers' CLIPTextModel, whose names have a level more in its releases 4
+        r"text\.encoder\.(?:text_model\.)?encoder\.layers\.(\d+)",
+        {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "out": "self_attn.out_proj",
+         "up": "mlp.fc1", "down": "mlp.fc2", "attention": "self_attn.out_proj", "mlp": "mlp"},
     ),
 }  # fmt: skip
 
@@ -85,6 +91,9 @@ def _width(module: nn.Module) -> int:
 def replace(model: nn.Module, site: Site, wrap: Callable[[nn.Module], nn.Module]) -> nn.Module:
     """Put `wrap(module)` in the place of a site's module and return it."""
     parent, _, child = site.name.rpartition(".")
-    new = wrap(model.get_submodule(site.name))
-    setattr(model.get_submodule(parent), child, new)
+    new, above = wrap(model.get_submodule(site.name)), model.get_submodule(parent)
+    setattr(above, child, new)
+    if getattr(above, "qkv_bias_separate", None) is False:
+        # timm's BEiT and EVA keep biases of q and v beside qkv, and would read its weight instead of calling it
+        above.qkv_bias_separate = True  # type: ignore[assignment]
     return new

@@ -7,6 +7,7 @@ from finetune import delta
 from finetune.methods import base
 from pretrain import config, pretrained, registry
 from pretrain.config import ConfigError
+from pretrain.engine.accumulate import Accumulable
 from pretrain.models import ofa, text, vlm
 from tests import tiny
 
@@ -61,6 +62,28 @@ def test_a_step_moves_only_what_it_trains(name, folder):
     if not any(n.startswith("method.model.") for n in trained):
         assert not loaded.model.training, "a frozen base stays in eval mode"
         assert pretrained.hash_of(loaded.model.state_dict()) == loaded.weights_hash
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_micro_batches_add_up_to_the_whole_batch(name, folder):
+    found, batch = [], labelled(6)
+    for rows in (None, 4, 1):
+        loaded = pretrained.load(folder)
+        loaded.model.logit_scale.data.fill_(0.5)  # gradients of order one: at CLIP's, float32 differs by 1e-5 already
+        module = base.Finetune(make(name, loaded)).train()
+        assert isinstance(module, Accumulable) and not module.whole()
+        parts = batch.split(rows)
+        steps = [module([part], prepared=[n]) for part, n in zip(parts, module.prepare(parts, 0))]
+        sum(loss for loss, _ in steps).backward()
+        logs = {key: sum(scalars[key] for _, scalars in steps) for key in steps[0][1]}
+        grads = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
+        found.append((sum(loss.detach() for loss, _ in steps), logs, grads))
+    for loss, logs, grads in found[1:]:
+        torch.testing.assert_close(loss, found[0][0], rtol=1e-6, atol=0)
+        torch.testing.assert_close(logs, found[0][1], rtol=1e-6, atol=0)
+        assert grads.keys() == found[0][2].keys() and grads
+        for key, grad in grads.items():
+            torch.testing.assert_close(grad, found[0][2][key], rtol=0, atol=5e-6)  # words of 0.02 have large ones
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -3,18 +3,15 @@
 On the real data where `make demo` has built it, otherwise on made-up shapes with a tiny model; a line says which.
 """
 
-import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.end_to_end.jobs import losses, steps_done
-from tests.end_to_end.test_pretrain import ROOT, launch, ranks_of, weights
+from tests.end_to_end.launched import ROOT, kill_a_rank, launch, weights
 
 STEPS, EVERY = 24, 6
 
@@ -32,15 +29,8 @@ def test_a_rank_killed_at_a_random_step_changes_nothing(demo_config: Path, tmp_p
     step, victim = rng.randint(EVERY + 1, STEPS - 2), rng.randint(0, 1)
     broken = launch(demo_config, "run.name=broken", *words)
     run = tmp_path / "runs" / "broken"
-    deadline = time.monotonic() + 300
-    while steps_done(run) < step:
-        assert broken.poll() is None and time.monotonic() < deadline, broken.stdout.read()
-        time.sleep(0.01)
-    trainers = [pid for pid in ranks_of(broken, "broken") if is_rank(pid, victim)]  # and its worker, a fork of it
-    os.kill(min(trainers), signal.SIGKILL)
-    assert broken.wait(timeout=100) != 0
+    kill_a_rank(broken, "broken", victim, when=lambda: steps_done(run) >= step)
     assert steps_done(run) < STEPS, "the kill came after the end"
-    gone_by(trainers, time.monotonic() + 20)
     again = launch(demo_config, "run.name=broken", *words)
     output = again.communicate(timeout=400)[0]
     assert again.returncode == 0, output
@@ -57,18 +47,3 @@ def test_three_kills_at_random_moments_saves_included() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "bit for bit" in done.stdout
-
-
-def is_rank(pid: int, rank: int) -> bool:
-    """Return whether a process trains as this rank, or works for it."""
-    try:
-        return f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return False
-
-
-def gone_by(pids: list[int], deadline: float) -> None:
-    """Wait until processes have ended; workers notice within seconds that their rank is dead."""
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):
-        assert time.monotonic() < deadline, f"still there: {pids}"
-        time.sleep(0.1)

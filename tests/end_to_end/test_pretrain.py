@@ -3,14 +3,10 @@
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
 from pretrain import evaluate
 from pretrain.data import synthetic
@@ -18,9 +14,8 @@ from pretrain.data.format import ShardWriter
 from pretrain.main import main
 from tests import tiny
 from tests.end_to_end.jobs import losses, losses_of, pretrain
+from tests.end_to_end.launched import kill_a_rank, launch, weights
 from tests.ranks import RankError, a_port
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -89,35 +84,6 @@ def test_goes_on_with_other_ranks_stage_and_workers(
     close(again, reference, 1e-4)
 
 
-def launch(config: Path, *words: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
-    """Start the real launcher on two ranks."""
-    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
-    launcher = launcher or ("deepspeed", "--num_gpus", "2", "--master_port", a_port())
-    command = [*launcher, "pretrain/main.py", "--config", str(config), *words]
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def weights(run: Path) -> dict:
-    """Return everything that the newest checkpoint's parts hold."""
-    folder = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
-    return {f"{p.name}:{k}": v for p in sorted(folder.glob("*.safetensors")) for k, v in load_file(p).items()}
-
-
-def ranks_of(launcher: subprocess.Popen, run: str) -> list[int]:
-    """Return the processes that train `run`, found by their command line."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if b"pretrain/main.py" in words and f"run.name={run}".encode() in words and b"-m" not in words:
-                found.append(int(entry.name))
-    return sorted(set(found) - {launcher.pid})
-
-
 @pytest.mark.slow
 def test_a_rank_killed_under_the_real_launcher_changes_nothing(config: Path) -> None:
     """kill -9 of one rank; the same command again; bit-equal weights, moments and final loss."""
@@ -127,12 +93,7 @@ def test_a_rank_killed_under_the_real_launcher_changes_nothing(config: Path) -> 
     assert whole.wait(timeout=300) == 0, whole.stdout.read()
     broken = launch(config, "run.name=broken", "checkpoint.keep_last=9", *words)
     run = config.parent / "runs" / "broken"
-    deadline = time.monotonic() + 200
-    while not (run / "checkpoints" / "step-00000006").exists():
-        assert broken.poll() is None and time.monotonic() < deadline, broken.stdout.read()
-        time.sleep(0.01)
-    os.kill(ranks_of(broken, "broken")[-1], signal.SIGKILL)
-    assert broken.wait(timeout=100) != 0
+    kill_a_rank(broken, "broken", 1, when=(run / "checkpoints" / "step-00000006").exists)
     again = launch(config, "run.name=broken", "checkpoint.keep_last=9", *words)
     output = again.communicate(timeout=300)[0]
     assert again.returncode == 0, output

@@ -32,6 +32,7 @@ def counted(paths) -> Counter:
     return Counter((row["class"], row["name"]) for path in paths for row in json_members(path))
 
 
+@pytest.mark.check("few-shot", 3)
 def test_base_is_the_first_half_and_the_rest_is_scored_as_new(five, tmp_path):
     found = task(five, classes="base").prepare(tmp_path / "base")
     assert found.names == ["n0", "n1", "n2"] and set(found.more) == {"new"}

@@ -34,6 +34,7 @@ def a_run(folder, base, plug, **keys):
     return folder, made
 
 
+@pytest.mark.check("lora", 3)
 @pytest.mark.parametrize("plug, keys", [(lora, {"roles": ["q", "v", "up"]}), (full, {"towers": "both"})])
 def test_merged_and_verified(plug, keys, base, tmp_path, capsys):
     run, made = a_run(tmp_path, base, plug, **keys)
@@ -46,6 +47,7 @@ def test_merged_and_verified(plug, keys, base, tmp_path, capsys):
     assert found.weights_hash != pretrained.load(base).weights_hash
 
 
+@pytest.mark.check("full", 4)
 def test_another_mixture_is_exported_without_training(base, tmp_path):
     run, _ = a_run(tmp_path, base, full, wise=0.5)
     assert export.main([str(run), str(tmp_path / "out"), "--format", "diptych", "method.wise=0.0"]) == 0

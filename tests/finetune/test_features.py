@@ -117,6 +117,7 @@ def test_training_batches_are_those_of_the_loader_of_pictures(base, shards, tmp_
     assert fast.state(3) == slow.state(3)
 
 
+@pytest.mark.check("few-shot", 5)
 def test_a_picture_is_encoded_once_wherever_it_lies(base, shards, tmp_path, monkeypatch):
     found = table(base, shards, tmp_path)
     calls = []
@@ -148,7 +149,9 @@ def test_an_interrupted_encoding_goes_on_behind_its_last_part(base, shards, tmp_
     kept = sum(done[:3])
     monkeypatch.setattr(features, "_rows", lambda *args: done.append(len(args[1])) or real(*args))
     done.clear()
-    torch.testing.assert_close(table(base, shards, tmp_path).features["image_NE"], want, rtol=0, atol=1e-6)
+    assert torch.equal(table(base, shards, tmp_path).features["image_NE"], want), (
+        "a row depends on what else was lacking"
+    )
     assert sum(done) == COUNT - len(BAD) - kept
     parts = list((tmp_path / "features").rglob("*.safetensors"))
     assert parts and not list((tmp_path / "features").rglob("*.part"))
@@ -186,6 +189,7 @@ def test_nodes_with_caches_of_their_own_exchange_rows(base, shards, tmp_path, ra
     torch.testing.assert_close(first, table(base, shards, tmp_path / "one").features["image_NE"], rtol=0, atol=1e-6)
 
 
+@pytest.mark.check("linear-probe", 7)
 @pytest.mark.check("clip-adapter", 9)
 @pytest.mark.parametrize(
     "method", ["{name: coop, length: 4}", "{name: clip_adapter}", "{name: linear_probe, c: 1.0}", TIP_F]

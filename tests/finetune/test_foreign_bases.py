@@ -95,6 +95,7 @@ def found(data: Path, names: list[str]) -> tuple[list[Image.Image], torch.Tensor
     return images, torch.tensor([names.index(path.parent.name.replace("_", " ")) for path in files])
 
 
+@pytest.mark.check("zero-shot", 5)
 @torch.no_grad()
 def test_open_clips_own_number(tmp_path):
     theirs, preprocess, words = of_open_clip(tmp_path / "base")
@@ -109,6 +110,7 @@ def test_open_clips_own_number(tmp_path):
     compare(made, image_NE @ weight_EK, target_N)
 
 
+@pytest.mark.check("zero-shot", 5)
 @torch.no_grad()
 def test_transformers_own_number(tmp_path):
     theirs, processor = of_transformers(tmp_path / "base")

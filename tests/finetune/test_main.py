@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from finetune import main
 from pretrain import config, dist, pretrained
+from pretrain.engine import checkpoint
 from pretrain.report import scores
 from tests import tiny
 from tests.ranks import a_port
@@ -95,6 +96,81 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(stage, tmp_path, ranks):
     assert size < 10_000, "a checkpoint of 4 x 32 words has nothing of the frozen base"
 
 
+METHODS_OF_TOWERS = {
+    "lora": "{name: lora, roles: [q, v, up], dropout: 0.0}",
+    "full": "{name: full, towers: both, wise: 0.5}",
+}
+PLAIN = ("optim.optimizer=adamw", "optim.lr=1.0e-4", "optim.eps=1.0e-3", "optim.schedule=constant")
+
+
+@pytest.mark.check("full", 7)
+@pytest.mark.check("lora", 10)
+@pytest.mark.parametrize(("name", "stage"), [("lora", 1), ("full", 2), pytest.param("full", 3, marks=pytest.mark.slow)])
+def test_micro_batches_train_as_whole_ones(name, stage, tmp_path, ranks):
+    for run, more in (("whole", ()), ("parts", ("train.micro_batch_size=1",))):
+        file = str(recipe_file(tmp_path, method=METHODS_OF_TOWERS[name], name=run))
+        words = (*PLAIN, f"zero.stage={stage}", *more)
+        assert {code for code, _ in ranks.run(2, fine_tune, file, *words)} == {0}
+    want, got = delta(tmp_path, "whole"), delta(tmp_path, "parts")
+    assert got.keys() == want.keys()
+    for key, value in want.items():
+        torch.testing.assert_close(got[key], value, rtol=0, atol=1e-6)
+    assert scores.newest(tmp_path / "runs" / "parts") == scores.newest(tmp_path / "runs" / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.check("full", 7)
+def test_micro_batches_of_pairs_are_compared_with_the_whole_batch(tmp_path, ranks):
+    for run, more in (("whole", ()), ("parts", ("train.micro_batch_size=1",))):
+        path = recipe_file(tmp_path, method=METHODS_OF_TOWERS["full"], name=run)
+        task = f"task: {{name: retrieval, data: {tiny.pairs(tmp_path / 'pairs')}, batch_size: 4}}"
+        path.write_text(re.sub("task: {.*}", task, path.read_text()))
+        assert {code for code, _ in ranks.run(2, fine_tune, str(path), *PLAIN, "zero.stage=2", *more)} == {0}
+    want, got = delta(tmp_path, "whole"), delta(tmp_path, "parts")
+    for key, value in want.items():
+        torch.testing.assert_close(got[key], value, rtol=0, atol=2e-6)
+
+
+@pytest.mark.check("full", 8)
+@pytest.mark.check("lora", 11)
+@pytest.mark.parametrize(("name", "stage"), [("full", 0), ("lora", 1), pytest.param("full", 3, marks=pytest.mark.slow)])
+def test_an_average_is_what_the_delta_holds(name, stage, tmp_path, ranks):
+    file = str(recipe_file(tmp_path, method=METHODS_OF_TOWERS[name]))
+    words = ("ema.decay=0.8", "checkpoint.every_steps=1", "checkpoint.keep_last=9", f"zero.stage={stage}")
+    assert {code for code, _ in ranks.run(2, fine_tune, file, *PLAIN, *words)} == {0}
+    saved = [tmp_path / "runs" / "run" / "checkpoints" / f"step-{step:08d}" for step in range(1, 7)]
+    by_hand = {n: x for n, x in checkpoint.read_weights(saved[0], average=True).items() if "method." in n}
+    for step, folder in enumerate(saved[1:], 2):
+        for key, value in checkpoint.read_weights(folder).items():
+            if key in by_hand:
+                by_hand[key] = by_hand[key].lerp(value, 1 - min(0.8, (1 + step) / (10 + step)))
+    got = delta(tmp_path)
+    for key, value in got.items():
+        torch.testing.assert_close(value, by_hand[f"method.{key}"], rtol=0, atol=1e-6)
+    last = checkpoint.read_weights(saved[-1])
+    assert any((value - last[f"method.{key}"]).abs().max() > 1e-6 for key, value in got.items())
+
+
+@pytest.mark.check("full", 8)
+@pytest.mark.parametrize("stage", [0, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
+def test_an_average_is_what_is_scored(stage, tmp_path, ranks):
+    """One that never leaves the base scores as the base does, whatever training made of the weights."""
+    file = str(recipe_file(tmp_path, method="{name: full, towers: both}"))
+    spoilt = ("optim.lr=0.3", "task.templates=['a photo of a {}.']", f"zero.stage={stage}")
+    for words in ((), ("ema={decay: 0.9999999, warmup: false}",)):
+        name = f"run.name=with{len(words)}"
+        assert {code for code, _ in ranks.run(2, fine_tune, file, name, *spoilt, *words)} == {0}
+    found = scores.newest(tmp_path / "runs" / "with1")
+    (_, now), (_, then) = found["few_shot/accuracy"], found["few_shot/zero_shot"]
+    assert now == then
+    start = dict(pretrained.load(tmp_path / "export").model.named_parameters())
+    for key, value in delta(tmp_path, "with1").items():
+        torch.testing.assert_close(value, start[key.removeprefix("model.")], rtol=0, atol=1e-4)
+    moved = delta(tmp_path, "with0")
+    assert max(float((x - start[n.removeprefix("model.")].detach()).abs().max()) for n, x in moved.items()) > 1e-2
+
+
+@pytest.mark.check("linear-probe", 6)
 def test_the_probe_is_the_same_on_two_ranks(tmp_path, ranks):
     file = str(recipe_file(tmp_path, method="{name: linear_probe, c: 1.0}"))
     assert ranks.run(1, fine_tune, file) == [(0, True)]
@@ -118,6 +194,8 @@ METHODS = {
 }
 
 
+@pytest.mark.check("lora", 5)
+@pytest.mark.check("few-shot", 6)
 @pytest.mark.slow
 @pytest.mark.check("coop", 11)
 @pytest.mark.parametrize("name", METHODS)

@@ -85,6 +85,7 @@ def test_mistakes_in_a_table(tmp_path, row, message):
         sources.find(table(tmp_path / "mine.csv", [right, row]))
 
 
+@pytest.mark.check("few-shot", 2)
 def test_coops_published_splits_drop_in(tmp_path):
     folder = bare(tmp_path / "images")
     names = sorted(path.name for path in folder.iterdir())

@@ -17,6 +17,7 @@ def samples(counts: list[int]) -> list[splits.Sample]:
     return [splits.Sample(f"k{c}-{i}", c, f"n{c}", lambda: {}) for c, n in enumerate(counts) for i in range(n)]
 
 
+@pytest.mark.check("few-shot", 1)
 def test_draw_is_balanced_nested_and_deterministic():
     pool = samples([9, 5, 2])
     four = splits.draw(pool, 4, seed=1)
@@ -37,6 +38,7 @@ def task(data, **keys) -> few_shot.Task:
     return few_shot.Task(few_shot.Config(name="few_shot", data=str(data), **keys))
 
 
+@pytest.mark.check("few-shot", 4)
 def test_a_folder_of_class_folders(tmp_path):
     found = task(tiny.class_folders(tmp_path / "mine"), shots=2).prepare(tmp_path / "run")
     assert found.names == ["green shape", "blue shape", "red shape"] or found.names == sorted(found.names)
@@ -52,6 +54,7 @@ def json_members(path) -> list[dict]:
         return [json.loads(format.read_members(file, entry)["json"]) for entry in format.read_index(path)]
 
 
+@pytest.mark.check("few-shot", 1)
 def test_a_second_start_finds_the_same_bytes(tmp_path):
     data = tiny.class_folders(tmp_path / "mine")
     first = task(data, shots=2).prepare(tmp_path / "a")

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from finetune.layers.class_shards import over_ranks
+from finetune.layers.sentences import Sentences
 from pretrain import config, dist, pretrained, registry
 from tests import tiny
 
@@ -48,6 +49,25 @@ def test_shared_classes_are_those_of_one_rank(method, section, world, tmp_path, 
         for name, grad in grads.items():
             torch.testing.assert_close(grad, wanted[name], rtol=1e-5, atol=1e-6)
         assert encoded * len(NAMES) == all_of_them * -(-len(NAMES) // world)
+
+
+def frozen(model: str) -> tuple[torch.Tensor, int]:
+    """Return the class features of a text tower that does not change, asked for twice, and the sentences encoded."""
+    loaded, seen = pretrained.load(model), []
+    loaded.model.text.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    made = Sentences(loaded, NAMES, ["a {}", "the {}."], frozen=True)
+    first_KE = made(loaded.model.text)
+    assert made(loaded.model.text) is first_KE and not first_KE.requires_grad
+    return first_KE, sum(seen)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_sentences_of_a_frozen_tower_are_shared_too(world, tmp_path, ranks):
+    model = str(tiny.export(tmp_path / "export"))
+    [(want_KE, all_of_them)] = ranks.run(1, frozen, model)
+    for got_KE, encoded in ranks.run(world, frozen, model):
+        torch.testing.assert_close(got_KE, want_KE, rtol=0, atol=1e-6)
+        assert encoded == 2 * -(-len(NAMES) // world) < all_of_them
 
 
 def test_fewer_classes_than_ranks_are_encoded_by_all(monkeypatch):

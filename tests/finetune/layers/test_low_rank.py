@@ -21,11 +21,13 @@ def linear(out: int = 6, width: int = 4) -> nn.Linear:
 X = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(2))
 
 
+@pytest.mark.check("lora", 1)
 def test_nothing_changes_at_first():
     inner = linear()
     assert torch.equal(LowRank(inner, rank=2, alpha=1.0)(X), inner(X))
 
 
+@pytest.mark.check("lora", 2)
 def test_the_formula():
     inner = linear()
     made = drawn(LowRank(inner, rank=2, alpha=3.0))
@@ -33,6 +35,7 @@ def test_the_formula():
     torch.testing.assert_close(made(X), want)
 
 
+@pytest.mark.check("lora", 2)
 @pytest.mark.parametrize("chosen", [(0,), (1,), (0, 2), (0, 1, 2)])
 def test_parts_of_a_fused_linear_are_linears_of_their_own(chosen):
     inner = linear(out=12)
@@ -49,6 +52,7 @@ def test_parts_of_a_fused_linear_are_linears_of_their_own(chosen):
         torch.testing.assert_close(made(X)[..., rows], alone(X))
 
 
+@pytest.mark.check("lora", 3)
 @pytest.mark.parametrize("chosen", [(1,), (0, 1, 2)])
 def test_merged_is_the_same_function(chosen):
     made = drawn(LowRank(linear(out=12), rank=2, alpha=1.0, parts=3, chosen=chosen))
@@ -58,6 +62,7 @@ def test_merged_is_the_same_function(chosen):
     torch.testing.assert_close(merged(X), want)
 
 
+@pytest.mark.check("lora", 7)
 def test_dropout_is_of_the_update_only():
     inner = linear()
     made = drawn(LowRank(inner, rank=2, alpha=1.0, dropout=0.9)).train()

@@ -25,6 +25,7 @@ def trained(made: full.Method) -> full.Method:
     return made
 
 
+@pytest.mark.check("full", 1)
 @pytest.mark.parametrize("head", ["text", "linear"])
 @torch.no_grad()
 def test_before_training_it_is_zero_shot(loaded, head):
@@ -33,6 +34,7 @@ def test_before_training_it_is_zero_shot(loaded, head):
     torch.testing.assert_close(found_NK, zero_shot(loaded, batch), rtol=0, atol=1e-6)
 
 
+@pytest.mark.check("full", 2)
 @pytest.mark.parametrize("head, towers", [("text", "vision"), ("text", "both"), ("linear", "vision")])
 @torch.no_grad()
 def test_wise_has_base_and_tuned_at_its_ends(folder, head, towers):
@@ -48,6 +50,7 @@ def test_wise_has_base_and_tuned_at_its_ends(folder, head, towers):
     assert (answers(0.5) - tuned_NK).abs().max() > 1e-3 and (tuned_NK - base_NK).abs().max() > 1e-2
 
 
+@pytest.mark.check("full", 3)
 @torch.no_grad()
 def test_wise_is_linear_in_the_weights(loaded):
     start = {name: p.clone() for name, p in loaded.model.vision.named_parameters()}
@@ -59,6 +62,7 @@ def test_wise_is_linear_in_the_weights(loaded):
         torch.testing.assert_close(p, 0.7 * start[name] + 0.3 * tuned[name])
 
 
+@pytest.mark.check("full", 4)
 @torch.no_grad()
 def test_a_delta_is_mixed_anew(loaded, folder, tmp_path):
     made, batch = method(loaded, wise=0.5), labelled()
@@ -75,6 +79,7 @@ def test_a_delta_is_mixed_anew(loaded, folder, tmp_path):
     torch.testing.assert_close(found[1.0], tuned_NK, rtol=0, atol=1e-5)
 
 
+@pytest.mark.check("full", 5)
 @pytest.mark.parametrize("towers", ["vision", "text", "both"])
 def test_what_trains_has_a_gradient(loaded, towers):
     module = base.Finetune(method(loaded, towers=towers)).train()
@@ -86,6 +91,7 @@ def test_what_trains_has_a_gradient(loaded, towers):
     assert module.method.model.vision.training == (towers != "text")
 
 
+@pytest.mark.check("full", 6)
 def test_layers_get_their_share_of_the_rate(loaded):
     module = base.Finetune(method(loaded, towers="both"))
     groups = optim.groups(module, optim.Config(lr=1e-3, layer_decay={"vision": 0.5}))
