@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, SerializeAsAny, field_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from pretrain import config, dist, registry
 from pretrain.config import Section
 from pretrain.data import loader, stream, tokenizer
 from pretrain.data.compose import Composer
+from pretrain.data.regions import Config as Regions
 from pretrain.data.seq2seq import Seq2SeqComposer
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.transforms import Transform
@@ -98,6 +99,30 @@ class Recipe(Section):
     def _evals(cls, sections: Mapping[str, Any]) -> dict[str, Section]:
         return plug_ins("pretrain.evals", sections)
 
+    @model_validator(mode="after")
+    def _regions(self) -> "Recipe":
+        of = {"data": self.data, **{f"data.blend.{n}": source for n, source in enumerate(self.data.blend)}}
+        show_as_many(self.model, {f"{where}.regions": section.regions for where, section in of.items()})
+        show_as_many(self.model, {f"evals.{name}.regions": section.regions for name, section in self.evals.items()})
+        return self
+
+
+def show_as_many(model: models.Config, sections: Mapping[str, Regions | None]) -> None:
+    """Fill in how many regions of a picture the model sees, in the sections of regions by their key.
+
+    Raises:
+        ConfigError: one of them says another number: an answer may name a region that the model does not see.
+    """
+    for where, section in sections.items():
+        if section is None or model.regions is None:
+            continue
+        most = model.regions[0]
+        if section.most not in (None, most):
+            raise config.ConfigError(
+                f"{where}.most: {section.most} regions, the model sees {most} (model.vision.regions); leave most out"
+            )
+        section.most = most
+
 
 def model_section(tree: Any, *, where: str) -> models.Config:
     """Return the validated section of the model that `tree["name"]` names; none: two towers.
@@ -130,8 +155,9 @@ def build_composer(model: models.Config, words: Tokenizer) -> Composer:
     """Return what turns an Example's text into tokens."""
     given, written = model.lengths
     if written is None:
-        return Composer(words, context_length=given)
-    return Seq2SeqComposer(words, context_length=given, written=written, opening=model.opening(vocabulary(words)))
+        return Composer(words, context_length=given, pictures=model.pictures)
+    opening = model.opening(vocabulary(words))
+    return Seq2SeqComposer(words, context_length=given, written=written, opening=opening, pictures=model.pictures)
 
 
 def build_transform(model: models.Config) -> Transform:

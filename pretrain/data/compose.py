@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from pretrain.batch import Batch, Example
-from pretrain.data.decode import Pixels
+from pretrain.data.decode import BadSample, Pixels
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.dist import hash64
 
@@ -48,13 +48,19 @@ R = TypeVar("R", bound=Row)
 class Composer:
     """Puts the text of examples together for causal towers: every token sees itself and what is before it."""
 
-    def __init__(self, tokenizer: Tokenizer, *, context_length: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, context_length: int, pictures: tuple[int, str] | None = None) -> None:
+        """`pictures`: the most that the model reads of a sample, and what to do about more; None: any number."""
         tokenizer.wrap([], context_length)  # refuses a context without room for the specials
+        self.pictures = pictures
         self.tokenizer = tokenizer
         self.context_length = context_length
 
     def row(self, example: Example, images: list[Pixels]) -> Row:
-        """Return an example as a row; the prefix is given, the suffix and the end token are learned."""
+        """Return an example as a row; the prefix is given, the suffix and the end token are learned.
+
+        Raises:
+            BadSample: it has more pictures than the model reads.
+        """
         most = CHARACTERS * self.context_length
         prefix = self.tokenizer.ids(example.prefix[:most]) if example.prefix else []
         ids = self.tokenizer.wrap([*prefix, *self.tokenizer.ids(example.suffix[:most])], self.context_length)
@@ -64,6 +70,10 @@ class Composer:
 
     def _row(self, kind: type[R], example: Example, images: list[Pixels], **text: Any) -> R:
         """Return a row of its text, and of what an example says beside it."""
+        if self.pictures is not None and len(images) > self.pictures[0]:
+            raise BadSample(
+                f"{len(images)} pictures, the model reads {self.pictures[0]} of a sample; {self.pictures[1]}"
+            )
         same = example.group or " ".join(f"{example.prefix} {example.suffix}".split()).lower()
         return kind(
             key=example.key,

@@ -31,7 +31,8 @@ class Config(Section):
     unit: Unit = "pixels"
     width: fields.Path = "json:width"  #: of the picture that pixels refer to, where the json says it
     height: fields.Path = "json:height"
-    most: int = Field(default=36, ge=1, le=100)  #: regions of a picture; the further ones are left out
+    #: regions of a picture, further ones are left out; none: as many as the model sees (model.vision.regions)
+    most: int | None = Field(default=None, ge=1, le=100)
 
 
 def attach(example: Example, record: Record, config: Config) -> Example:

@@ -39,13 +39,21 @@ class PairRow(Row):
 class Seq2SeqComposer(Composer):
     """Puts the text of examples together for an encoder-decoder."""
 
-    def __init__(self, tokenizer: Tokenizer, *, context_length: int, written: int, opening: tuple[int, ...]) -> None:
-        """`context_length` tokens are read at most, `written` places of the decoder filled.
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        context_length: int,
+        written: int,
+        opening: tuple[int, ...],
+        pictures: tuple[int, str] | None = None,
+    ) -> None:
+        """`context_length` tokens are read at most, `written` places of the decoder filled; `pictures`: see Composer.
 
         Raises:
             ConfigError: a length without room for the specials.
         """
-        super().__init__(tokenizer, context_length=context_length)
+        super().__init__(tokenizer, context_length=context_length, pictures=pictures)
         if written <= len(opening):
             raise ConfigError(f"model: a decoder of {written} places has no room for its start and a word")
         self.written, self.opening = written, opening

@@ -57,6 +57,11 @@ class Config(Section):
         raise NotImplementedError
 
     @property
+    def pictures(self) -> tuple[int, str] | None:
+        """Return the most pictures of a row, and what to do about a sample with more; None: any number."""
+        return None
+
+    @property
     def vocabulary_size(self) -> int | None:
         """Return the ids that the config itself fixes; None: as many as the tokenizer has."""
         return None

@@ -102,6 +102,11 @@ class Config(base.Config):
         return self.source_length, self.target_length
 
     @property
+    def pictures(self) -> tuple[int, str] | None:
+        """Return that a row has one picture at most."""
+        return 1, "paste them side by side into one"
+
+    @property
     def vocabulary_size(self) -> int | None:
         """Return the ids that the config fixes, codes and bins included."""
         return self.vocab_size

@@ -159,7 +159,9 @@ class Stack(nn.Module):
 
     def bias(self, queries: int, keys: int, *, bidirectional: bool) -> Tensor:
         """Return the relative bias [1, H, queries, keys] that all layers add."""
-        return self.block[0].layer[0].inner.bias(queries, keys, bidirectional=bidirectional)
+        # a method may have put a module of its own around the attention, see sites.py
+        owner = next(part for part in self.block[0].modules() if isinstance(part, Attention))
+        return owner.bias(queries, keys, bidirectional=bidirectional)
 
     def joint_bias(self, text: int, visual: int) -> Tensor:
         """Return the bias [1, H, T, T] of `text` tokens and then `visual` ones: 0 where a pair touches vision."""

@@ -22,7 +22,7 @@ from pretrain.models.depth import Depth
 from pretrain.models.encoder_decoder import EncoderDecoder, initialise
 from pretrain.models.t5 import T5
 from pretrain.models.visual_embedding import VisualEmbedding
-from pretrain.models.visual_tokens import MOST
+from pretrain.models.visual_tokens import IMAGES, MOST
 
 #: in the order of their ids: the last id is that of region 0
 SYMBOLS = tuple(f"<{kind}_{number}>" for kind in ("extra_id", "vis_extra_id") for number in reversed(range(MOST)))
@@ -44,6 +44,14 @@ class Config(base.Config):
     def lengths(self) -> tuple[int, int | None]:
         """Return the most tokens of the source and of what is written."""
         return self.text.source_length, self.text.target_length
+
+    @property
+    def pictures(self) -> tuple[int, str] | None:
+        """Return the places for pictures; those that a detector has seen before are not looked at again."""
+        if self.vision.source == "region":
+            return None
+        more = "" if self.vision.images == IMAGES else f"set model.vision.images={IMAGES}, or "
+        return self.vision.images, f"{more}take a data.reader that gives fewer"
 
     @property
     def vocabulary_size(self) -> int | None:

@@ -9,6 +9,9 @@ Two reductions are published:
 - `sample`: the mean over samples of weight x mean over the sample's tokens, so that a short answer counts as much as a
   long one (Cho et al. 2021, arXiv:2102.02779)
 
+OFA adds to the loss of a token, where asked to, R-Drop (a second pass under dropout, losses/rdrop.py; the sum over both
+passes is divided by twice the tokens) and the encouraging loss (losses/encouraging.py).
+
 Shapes: B = rows, U = places of the decoder, V = vocabulary.
 """
 
@@ -19,6 +22,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from pretrain.batch import Batch
+from pretrain.losses.encouraging import bonus
+from pretrain.losses.rdrop import symmetric_kl
 from pretrain.losses.tokens import IGNORE, count_B, sample_mean, token_losses
 from pretrain.objectives import base
 
@@ -32,6 +37,9 @@ class Config(base.Config):
         default=0.0, ge=0, lt=1
     )  #: share of a rank's tokens, those of the greatest loss, left out
     drop_worst_after: int = Field(default=0, ge=0)  #: steps before that
+    rdrop: float = Field(default=0.0, ge=0)  #: weight of R-Drop, at the price of a second pass; OFA: 1
+    #: encouraging loss: the probability above which its bonus goes on as a straight line; none: no bonus
+    encouraging: float | None = Field(default=None, gt=0, lt=1)
 
     @model_validator(mode="after")
     def _fits(self) -> "Config":
@@ -68,9 +76,12 @@ class Objective(base.Objective):
         labels_BU = batch.decoder_labels_BU
         assert labels_BU is not None and prepared.count is not None
         allowed_BUV = None if batch.allowed_BU is None else allowed(encodings.logits_BUV, batch)
-        losses_BU = token_losses(
-            encodings.logits_BUV, labels_BU, smoothing=self.config.smoothing, allowed_BTV=allowed_BUV
-        )
+        losses_BU = self._of_pass(encodings.logits_BUV, labels_BU, allowed_BUV)
+        if self.config.rdrop:
+            again_BUV = encodings.model(batch).logits_BUV  # inside the one forward: ZeRO-3 gathers again
+            apart_BU = symmetric_kl(encodings.logits_BUV, again_BUV, labels_BU, allowed_BTV=allowed_BUV)
+            losses_BU = losses_BU + self._of_pass(again_BUV, labels_BU, allowed_BUV) + self.config.rdrop * apart_BU
+            losses_BU = losses_BU / 2
         if batch.weight_B is not None:
             losses_BU = losses_BU * batch.weight_B[:, None]
         if self.config.reduction == "sample":
@@ -81,6 +92,15 @@ class Objective(base.Objective):
         else:
             total = losses_BU.sum()
         return total / torch.where(prepared.count > 0, prepared.count, 1.0), {}
+
+    def _of_pass(self, logits_BUV: Tensor, labels_BU: Tensor, allowed_BUV: Tensor | None) -> Tensor:
+        """Return each token's loss [B, U]."""
+        smoothing, end = self.config.smoothing, self.config.encouraging
+        losses_BU = token_losses(logits_BUV, labels_BU, smoothing=smoothing, allowed_BTV=allowed_BUV)
+        if end is None:
+            return losses_BU
+        nll_BU = token_losses(logits_BUV, labels_BU, allowed_BTV=allowed_BUV) if smoothing else losses_BU
+        return (losses_BU + bonus(nll_BU, end)).masked_fill(labels_BU == IGNORE, 0.0)
 
 
 def allowed(logits_BUV: Tensor, batch: Batch) -> Tensor:

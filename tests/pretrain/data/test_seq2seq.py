@@ -14,8 +14,9 @@ from pretrain.data.compose import IGNORE, Composer
 from pretrain.data.decode import BadSample
 from pretrain.data.seq2seq import Seq2SeqComposer
 from pretrain.data.symbols import symbol
-from pretrain.models import base
+from pretrain.models import base, ofa
 from tests import tiny
+from tests.pretrain.models import tiny_vlt5
 
 NAMES = tuple(f"<code_{n}>" for n in range(8))
 
@@ -51,6 +52,29 @@ def test_cut_texts_keep_their_end_and_fill_no_more_places(words):
         assert len(row.ids) == 8 and row.ids[-1] == words.end
         assert len(row.decoder) == len(row.decoder_labels) == 6
         assert row.decoder_labels[-1] == words.end and row.decoder[1:] == row.decoder_labels[:-1]
+
+
+@pytest.mark.parametrize(
+    ("model", "most", "advice"),
+    [
+        (ofa.Config(), 1, "paste them side by side into one"),
+        (tiny_vlt5.section(source="patch"), 1, r"set model\.vision\.images=2, or take a data\.reader"),
+        (tiny_vlt5.section(source="patch", images=2), 2, r"take a data\.reader that gives fewer"),
+        (tiny_vlt5.section(), None, ""),
+    ],
+    ids=["ofa", "cells", "cells of two", "regions"],
+)
+def test_more_pictures_than_places_are_a_reason(words, model, most, advice):
+    """Without it a row of two beside a row of none would pass for two rows of one."""
+    made = Seq2SeqComposer(words, context_length=8, written=6, opening=(words.start,), pictures=model.pictures)
+    picture_HWC = np.zeros((4, 4, 3), dtype=np.uint8)
+    given = Example("k", [], prefix="what", suffix="a cat")
+    for count in range(1, 4):
+        if most is None or count <= most:
+            assert len(made.row(given, [picture_HWC] * count).images) == count
+            continue
+        with pytest.raises(BadSample, match=f"{count} pictures, the model reads {most} of a sample; {advice}"):
+            made.row(given, [picture_HWC] * count)
 
 
 def test_tokens_without_loss(words):

@@ -27,7 +27,7 @@ class Table(models.Model):
         """Logits of a batch."""
 
         def __init__(self, model: "Table", batch: Batch) -> None:
-            self.batch = batch
+            self.model, self.batch = model, batch
             read_BC = (model.words[batch.tokens_BT] * batch.valid_BT[..., None]).sum(1)
             states_BUC = model.words[batch.decoder_tokens_BU] + read_BC[:, None] / 3
             self.logits_BUV = states_BUC @ model.words.T

@@ -67,7 +67,7 @@ def gradient(lengths: list[list[int]], mine: list[int], micro: int | None, optio
     return float(found[0]), found[1:]
 
 
-OPTIONS = [{}, {"reduction": "sample"}, {"smoothing": 0.1}]
+OPTIONS = [{}, {"reduction": "sample"}, {"smoothing": 0.1}, {"rdrop": 1.0, "encouraging": 0.75}]
 
 
 def gradients(micros: list[int | None]) -> list[list[tuple[float, torch.Tensor]]]:
@@ -122,10 +122,67 @@ def test_the_worst_tokens_are_left_out_after_so_many_steps():
         instruction.Config(drop_worst=0.1, reduction="sample")
 
 
+class Wavering(Table):
+    """Says something else each time, as under dropout."""
+
+    passes = 0
+
+    def forward(self, batch: Batch) -> Table.Encodings:
+        self.passes += 1
+        found = super().forward(batch)
+        found.logits_BUV = found.logits_BUV * (1 + 0.4 * self.passes)
+        return found
+
+
+@pytest.mark.parametrize("reduction", ["token", "sample"])
+def test_rdrop_is_both_passes_and_what_is_between_them(reduction: str) -> None:
+    """Liang et al. 2021, equation 3, divided by the tokens (or samples) of both passes."""
+    one, alpha = batch([3, 1, 4]), 0.7
+    made = base.Mixture(
+        Wavering(), {"instruction": instruction.Objective(instruction.Config(rdrop=alpha, reduction=reduction))}
+    )
+    found, _ = made([one])
+    assert made.model.passes == 2
+    logits_BUV, counts_BU = Table()(one).logits_BUV, one.decoder_labels_BU != IGNORE
+    total, tokens, samples = 0.0, 0, 0.0
+    for row, weight in enumerate(one.weight_B):
+        own = 0.0
+        for place in counts_BU[row].nonzero()[:, 0].tolist():
+            p_V, q_V = ((logits_BUV[row, place] * scale).log_softmax(0) for scale in (1.4, 1.8))
+            y = one.decoder_labels_BU[row, place]
+            between = (p_V.exp() * (p_V - q_V)).sum() + (q_V.exp() * (q_V - p_V)).sum()
+            own = own + weight * (-p_V[y] - q_V[y] + alpha / 2 * between)
+        total, tokens = total + own, tokens + int(counts_BU[row].sum())
+        samples = samples + own / counts_BU[row].sum()
+    torch.testing.assert_close(found, total / (2 * tokens) if reduction == "token" else samples / (2 * len(one)))
+
+
+def test_rdrop_of_a_model_that_does_not_waver_is_cross_entropy() -> None:
+    one = batch([3, 1, 4])
+    torch.testing.assert_close(mixture(rdrop=5.0)([one])[0], mixture()([one])[0])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_encouraging_loss_rewards_what_is_likely(smoothing: float) -> None:
+    """The bonus is of the token's own probability, smoothed or not, and weighed as the rest of its loss."""
+    one, end = batch([2, 5]), 0.03
+    found, _ = mixture(encouraging=end, smoothing=smoothing)([one])
+    log_BUV = Table()(one).logits_BUV.log_softmax(-1)
+    p_BU = log_BUV.gather(2, one.decoder_labels_BU.clamp(min=0)[..., None])[..., 0].exp()
+    line_BU = torch.log(torch.tensor(1 - end)) - (p_BU - end) / (1 - end)
+    bonus_BU = torch.where(p_BU <= end, torch.log(1 - p_BU), line_BU) * one.weight_B[:, None]
+    rest, _ = mixture(smoothing=smoothing)([one])
+    torch.testing.assert_close(found, rest + bonus_BU[one.decoder_labels_BU != IGNORE].sum() / 7)
+    assert (p_BU > end).any() and (p_BU <= end).any()
+    for wrong in (0.0, 1.0):
+        with pytest.raises(ValueError, match="encouraging"):
+            instruction.Config(encouraging=wrong)
+
+
 def test_a_step_without_targets_is_zero_with_a_graph():
     one = batch([2, 2])
     one.decoder_labels_BU[:] = IGNORE
-    for options in ({}, {"reduction": "sample"}, {"drop_worst": 0.5}):
+    for options in ({}, {"reduction": "sample"}, {"drop_worst": 0.5}, {"rdrop": 1.0}, {"encouraging": 0.75}):
         made = mixture(**options)
         loss, _ = made([one])
         loss.backward()

@@ -1,0 +1,158 @@
+"""Every task template is learned by heart: each model is trained on all of its own at once, by the real launcher on two
+ranks, and then writes what each of 32 samples says, token by token and without a mistake.
+
+Masks, regions and negatives are drawn anew every epoch: what is asked at the end are the draws of another one.
+"""
+
+import importlib
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pretrain import pretrained
+from pretrain.batch import Batch
+from pretrain.data import loader, sources, symbols
+from pretrain.data.asked import GIVEN, SAID, Asked
+from pretrain.data.order import Place
+from pretrain.evals.base import Features
+from pretrain.losses.tokens import IGNORE
+from pretrain.models.constraints import Answers, Exactly
+from pretrain.models.writing import Options
+from pretrain.objectives import base, masked_lm
+from tests.end_to_end import quilts, templates
+from tests.end_to_end.templates import LEARNERS, Learner, Template
+from tests.ranks import a_port
+
+ROOT = Path(__file__).resolve().parents[2]
+EPOCH = 10_000  #: whose draws are asked: no run here comes so far
+
+
+@pytest.mark.parametrize("paper", ["ofa", "vlt5"])
+def test_every_task_has_a_template(paper: str) -> None:
+    tasks = importlib.import_module(f"pretrain.data.instructions.{paper}").Task.__args__
+    for learner in LEARNERS.values():
+        assert learner.paper != paper or {one.task for one in learner.templates} == set(tasks)
+
+
+@pytest.mark.slow
+@pytest.mark.check("univl", 13)
+@pytest.mark.parametrize("name", LEARNERS)
+def test_every_template_is_written_as_it_was_learned(name: str, tmp_path: Path) -> None:
+    learner = LEARNERS[name]
+    launch(prepare(tmp_path, name))
+    found = pretrained.load(tmp_path / "runs" / name)
+    wrong = {one.task: mistakes(found, learner.source(tmp_path, one), one) for one in learner.templates}
+    assert not {task: (len(rows), rows[:3]) for task, rows in wrong.items() if rows}
+    if "masked_lm" in learner.objectives:
+        batch = only(found, learner.source(tmp_path, learner.templates[0]))
+        assert_filled_in(found.model, batch)
+    if "matching" in learner.objectives:
+        assert_told_apart(found.model, batch)
+
+
+def prepare(folder: Path, name: str) -> Path:
+    """Write all that a run reads, and return its config."""
+    learner = LEARNERS[name]
+    quilts.write(folder)
+    quilts.write_tokenizer(folder / "tokenizer", every_text(folder, learner))
+    return learner.write_config(folder, name)
+
+
+def every_text(folder: Path, learner: Learner) -> Iterator[str]:
+    """Yield what is given, said and chosen from in samples of some epochs, without symbols."""
+    yield from templates.COLOURS
+    for one in learner.templates:
+        yield " ".join(one.words)
+        read = opened(learner.source(folder, one))
+        for epoch, index in itertools.product(range(4), range(quilts.COUNT)):
+            found = read.example(read.store.read(Place(epoch, index, 0, index)), quilts.SIZE)
+            texts = symbols.pieces(found.prefix) + symbols.pieces(found.suffix)
+            yield from (piece for piece, laid in texts if not laid)
+
+
+def beside(entry: dict[str, Any]) -> sources.Beside:
+    return sources.Beside(**{key: entry[key] for key in ("instruction", "regions") if key in entry})
+
+
+def opened(entry: dict[str, Any]) -> sources.Source:
+    return sources.one(entry["shards"], entry["reader"], seed=0, beside=beside(entry))
+
+
+def launch(file: Path) -> None:
+    """Train on two ranks of the real launcher."""
+    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    launcher = ("deepspeed", "--num_gpus", "2", "--master_port", a_port())
+    command = [*launcher, "pretrain/main.py", "--config", str(file)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def only(found: pretrained.Pretrained, entry: dict[str, Any], *, asked: bool = False) -> Batch:
+    """Return all samples of a template as one batch, with the draws of an epoch that no run has seen."""
+    composer = Asked(found.composer) if asked else found.composer
+    [batch] = loader.scan(
+        entry["shards"],
+        reader=entry["reader"],
+        transform=found.transform,
+        composer=composer,
+        batch_size=quilts.COUNT,
+        epoch=EPOCH,
+        beside=beside(entry),
+    )
+    assert len(batch) == quilts.COUNT and not batch.bad and not batch.filler
+    return batch
+
+
+def mistakes(found: pretrained.Pretrained, entry: dict[str, Any], one: Template) -> list[tuple[str, str, str]]:
+    """Return (given, said, written) of each sample that is not written exactly, its end included."""
+    batch, words = only(found, entry, asked=True), found.tokenizer
+    features = Features(lambda batch, want: want(found.model, batch), found.transform, found.composer)
+    said = [words.ids(meta[SAID]) for meta in batch.meta]
+    unknown = words.symbol("<unk>")
+    assert not any(unknown in row for row in said) and not (batch.tokens_BT == unknown).any(), "a word is missing"
+    listed = [words.ids(word) for word in one.words]
+    if one.by == "rank":
+        rule = Answers(listed, end=words.end)
+        wrote = [listed[n] for n in features.rank(batch, listed, constraint=rule).argmax(1).tolist()]
+    else:
+        options, rule = Options(beams=3 if one.by == "beam" else 1, max_tokens=24), None
+        if one.by == "trie":
+            rule = Answers(listed, end=words.end)
+        elif one.symbols:
+            count = {"bin": templates.BINS, "code": templates.CODES}[one.by]
+            rule = Exactly(words.symbol(f"<{one.by}_0>"), count, tokens=one.symbols, end=words.end)
+        wrote = [kept[0].tokens for kept in features.write(batch, options, constraint=rule)]
+    rows = zip(batch.meta, said, wrote, strict=True)
+    return [(meta[GIVEN], words.decode(right), words.decode(mine)) for meta, right, mine in rows if right != mine]
+
+
+@torch.no_grad()
+def assert_filled_in(model: Any, batch: Batch) -> None:
+    """Every word that is hidden is found, over four draws."""
+    objective = base.build({"masked_lm": masked_lm.Config()}, model).objectives["masked_lm"]
+    for draw in range(4):
+        batch.draw_B = torch.arange(len(batch)) * 31 + 1009 * draw
+        cloze = objective.prepare(batch, 0).draws
+        states_BTC = model(batch).fuse(cloze["tokens_BT"], torch.zeros_like(batch.tokens_BT), valid_BT=batch.valid_BT)
+        hidden_BT = cloze["labels_BT"] != IGNORE
+        said = model.lm_logits(states_BTC).argmax(-1)[hidden_BT]
+        assert hidden_BT.any() and torch.equal(said, cloze["labels_BT"][hidden_BT])
+
+
+@torch.no_grad()
+def assert_told_apart(model: Any, batch: Batch) -> None:
+    """Each caption matches its own picture and no other."""
+    encodings, rows = model(batch), len(batch)
+    text_P, image_P = torch.arange(rows).repeat_interleave(rows), torch.arange(rows).repeat(rows)
+    states_PTC = encodings.fuse(
+        batch.tokens_BT, torch.zeros_like(batch.tokens_BT), image_P, batch.valid_BT, text_B=text_P
+    )
+    assert torch.equal(encodings.match_logits(states_PTC).argmax(1), (text_P == image_P).long())

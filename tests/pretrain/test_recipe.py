@@ -1,0 +1,48 @@
+"""What the sections of a config say of one another: what follows is filled in, what disagrees is refused at once."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pretrain import config, recipe
+from pretrain.config import ConfigError
+from pretrain.recipe import Recipe
+
+VLT5 = Path(__file__).resolve().parents[2] / "pretrain" / "configs" / "vlt5_base.yaml"
+GROUNDING = "evals={grounding: {data: a.tar, regions: {}}}"
+BLEND = ("data.shards=[]", "data.blend=[{shards: a.tar, regions: {}}, {shards: b.tar}]")
+
+
+def read(*words: str) -> Recipe:
+    return config.load(Recipe, VLT5, words)
+
+
+def test_as_many_regions_are_read_as_the_model_sees() -> None:
+    made = read("model.vision.regions=12", GROUNDING, *BLEND)
+    sections = (made.data.regions, made.data.blend[0].regions, made.evals["grounding"].regions)
+    assert [section.most for section in sections] == [12] * 3 and made.data.blend[1].regions is None
+    assert config.build(Recipe, yaml.safe_load(config.dump(made))).data.regions.most == 12, "a run's own config says it"
+    tower = "{source: patch, tower: {name: vit_base_patch32_clip_224}}"
+    assert read(f"model.vision={tower}", GROUNDING).evals["grounding"].regions.most is None, "cells, no detector's"
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (("data.regions.most=40",), "data.regions"),
+        ((BLEND[0], "data.blend=[{shards: a.tar, regions: {most: 9}}]"), "data.blend.0.regions"),
+        (("evals={grounding: {data: a.tar, regions: {most: 9}}}",), "evals.grounding.regions"),
+    ],
+)
+def test_another_number_of_regions_is_refused(words: tuple[str, ...], key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{key}\.most: \d+ regions, the model sees 36 \(model.vision.regions\)"):
+        read(*words)
+
+
+def test_evals_of_a_trained_model_see_as_many_regions_too() -> None:
+    sections = recipe.plug_ins("pretrain.evals", {"grounding": {"data": "a.tar", "regions": {}}})
+    recipe.show_as_many(
+        read("model.vision.regions=7").model, {"evals.grounding.regions": sections["grounding"].regions}
+    )
+    assert sections["grounding"].regions.most == 7
