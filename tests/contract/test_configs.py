@@ -37,7 +37,7 @@ def test_config(path: Path, tmp_path: Path) -> None:
 
 
 def shallow(section: models.Config) -> list[str]:
-    """Return words that leave a large model everything but its depth; none for one that is small as it is."""
+    """Return words that leave a large model all but its depth and vocabulary; none for one that is small as it is."""
     if isinstance(section, ofa.Config):  # whose depth is its size
         return ["model.size=tiny", "model.image_size=64", "model.sample_patches=9", "model.codes=16"]
     words = []
@@ -45,7 +45,7 @@ def shallow(section: models.Config) -> list[str]:
     if (getattr(vision, "name", "") or "").startswith("vit_") and "depth" not in vision.args:
         words.append("model.vision.args.depth=2")
     if text is not None and getattr(text, "layers", 0) > 3 and not getattr(text, "name", "").startswith("hf:"):
-        words.append("model.text.layers=2")
+        words += ["model.text.layers=2", "model.text.vocab_size=null"]
     if fusion is not None and fusion.layers > 2:
         words.append("model.fusion.layers=1")
     return words
