@@ -32,10 +32,11 @@ def text(*where: str) -> dict[str, Any]:
     return {"text": [f"json:{name}" for name in where] or ["txt"]}
 
 
-def sentences(*texts: str, words: tuple[str, str] = YES_NO) -> dict[str, Any]:
+def sentences(*texts: str, words: tuple[str, str] = YES_NO, **keys: Any) -> dict[str, Any]:
     """Return a reader of sentences that are true or not."""
     labels = {"1": words[0], "0": words[1]}
-    return {"sentences": {"texts": [[f"json:{name}"] for name in texts], "label": ["json:true"], "labels": labels}}
+    where = [[f"json:{name}"] for name in texts]
+    return {"sentences": {"texts": where, "label": ["json:true"], "labels": labels, **keys}}
 
 
 def entailment(yes: str, maybe: str, no: str, **keys: Any) -> dict[str, Any]:
@@ -62,7 +63,7 @@ OFA = (
     Template("describe", {"grounding": text("colour")}, BOXES),
     Template("detect", {"detection": {"most": 2}}, BOXES),
     Template("infill_image", {"codes": CODED}, by="code", symbols=4),
-    Template("infill_text", {"text": text("twice")}),
+    Template("infill_text", {"text": text("named")}),
     Template("text_to_image", {"codes": {**CODED, **text("name")}}, by="code", symbols=4),
     Template("question", {"vqa": {}}, {"candidates": list(COLOURS), "prompt": "source_end"}, by="rank", words=COLOURS),
     Template("entail", {"entailment": {}}, {"candidates": list(MAYBE)}, by="trie", words=MAYBE),
@@ -78,7 +79,8 @@ ASKED = (Template("vqa", {"vqa": {}}, by="beam"), Template("gqa", {"vqa": {}}), 
 
 def vlt5(noise: str, refcocog: dict[str, Any], **nlvr: Any) -> tuple[Template, ...]:
     """Return VL-T5's templates."""
-    true = {"by": "trie", "words": TRUE_FALSE}
+    true: dict[str, Any] = {"by": "trie", "words": TRUE_FALSE}
+    shown: dict[str, Any] = {"words": TRUE_FALSE, "image": ["png"]}
     return (
         Template("lm", {"caption": text()}, {"noise": noise}),
         Template("itm", {"caption": text("first")}, **true),
@@ -88,8 +90,8 @@ def vlt5(noise: str, refcocog: dict[str, Any], **nlvr: Any) -> tuple[Template, .
         Template("caption", {"caption": text()}),
         Template("nlvr", entailment("true", "false", "false", **nlvr), **true),
         Template("refcocog", {"grounding": text("colour")}, refcocog),
-        Template("vcr_qa", sentences("question", "answer", words=TRUE_FALSE), weight=0.5, **true),
-        Template("vcr_qar", sentences("question", "answer", "name", words=TRUE_FALSE), weight=0.5, **true),
+        Template("vcr_qa", sentences("question", "answer", **shown), **true),
+        Template("vcr_qar", sentences("question", "answer", "name", **shown), **true),
         Template("translate", {"translate": {}}),
     )
 
@@ -184,7 +186,7 @@ def _fused(kind: str, predict: str) -> dict[str, Any]:
 REGIONS = {"regions": {"layout": "xyxy", "unit": "fractions"}}
 NEXT = {"captioning": {}, "prefix_lm": {}, "mixed_lm": {"share": 0.3}, "masked_lm": {}}
 LEARNERS = {
-    "ofa": Learner(_ofa(), OFA, {"instruction": {}}, "ofa", start="weights"),
+    "ofa": Learner(_ofa(), OFA, {"instruction": {}}, "ofa", start="weights", steps=400),
     "t5": Learner(
         _vlt5("t5", {"source": "region", "width": len(COLOURS), "regions": 4}),
         vlt5("t5", {}),
