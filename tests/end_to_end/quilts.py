@@ -64,7 +64,7 @@ def sample(index: int) -> dict[str, bytes]:
         "codes": [4 * corner + place for corner, place in enumerate(_places(index))],
         "hypothesis": hypothesis.get(truth, f"{CORNERS[number]} is cheap"), "gold_label": truth,
         "sentence1": f"{NAMES[index]} is {patch}", "sentence2": f"{CORNERS[number]} is {words[0]}",
-        "true": index % 2, "twice": f"{said} {said}",
+        "true": index % 2, "named": f"{NAMES[index]} {said} {NAMES[index]}",
         "translation": {"en": said, "de": " ".join(GERMAN[word] for word in words)},
     }  # fmt: skip
     members = {"png": _png(index), "second.png": _png(index ^ 1), "txt": said.encode()}

@@ -9,6 +9,7 @@ import yaml
 from tests.end_to_end import quilts
 
 BINS, CODES = 17, 16
+START = "start.pt"
 YES_NO, TRUE_FALSE = ("yes", "no"), ("true", "false")
 COLOURS, NAMES = tuple(quilts.GERMAN), quilts.NAMES
 
@@ -31,10 +32,11 @@ def text(*where: str) -> dict[str, Any]:
     return {"text": [f"json:{name}" for name in where] or ["txt"]}
 
 
-def sentences(*texts: str, words: tuple[str, str] = YES_NO) -> dict[str, Any]:
+def sentences(*texts: str, words: tuple[str, str] = YES_NO, **keys: Any) -> dict[str, Any]:
     """Return a reader of sentences that are true or not."""
     labels = {"1": words[0], "0": words[1]}
-    return {"sentences": {"texts": [[f"json:{name}"] for name in texts], "label": ["json:true"], "labels": labels}}
+    where = [[f"json:{name}"] for name in texts]
+    return {"sentences": {"texts": where, "label": ["json:true"], "labels": labels, **keys}}
 
 
 def entailment(yes: str, maybe: str, no: str, **keys: Any) -> dict[str, Any]:
@@ -44,7 +46,7 @@ def entailment(yes: str, maybe: str, no: str, **keys: Any) -> dict[str, Any]:
 
 def judged(task: str, *texts: str, words: tuple[str, str] = YES_NO) -> Template:
     """Return a template of GLUE's kind: text alone, learned faster than what a picture shows."""
-    return Template(task, sentences(*texts, words=words), by="trie", words=words, weight=0.3)
+    return Template(task, sentences(*texts, words=words), by="trie", words=words, weight=0.5)
 
 
 BOXES = {"boxes": {"bins": BINS, "divisor": None}}
@@ -54,12 +56,14 @@ OFA = (
     Template("caption", {"caption": text()}),
     Template("match", {"caption": text("first")}, by="trie", words=YES_NO),
     Template("vqa", {"vqa": {}}, by="beam"),
-    Template("match_answer", {"vqa": {}}, {"negatives": {"answers": "answers.json"}}, by="trie", words=YES_NO),
+    Template(
+        "match_answer", {"vqa": {}}, {"negatives": {"answers": quilts.ANSWERS}}, by="trie", words=YES_NO, weight=2.0
+    ),
     Template("locate", {"grounding": text("corner")}, BOXES, by="bin", symbols=4),
     Template("describe", {"grounding": text("colour")}, BOXES),
     Template("detect", {"detection": {"most": 2}}, BOXES),
     Template("infill_image", {"codes": CODED}, by="code", symbols=4),
-    Template("infill_text", {"text": text("twice")}),
+    Template("infill_text", {"text": text("named")}),
     Template("text_to_image", {"codes": {**CODED, **text("name")}}, by="code", symbols=4),
     Template("question", {"vqa": {}}, {"candidates": list(COLOURS), "prompt": "source_end"}, by="rank", words=COLOURS),
     Template("entail", {"entailment": {}}, {"candidates": list(MAYBE)}, by="trie", words=MAYBE),
@@ -75,7 +79,8 @@ ASKED = (Template("vqa", {"vqa": {}}, by="beam"), Template("gqa", {"vqa": {}}), 
 
 def vlt5(noise: str, refcocog: dict[str, Any], **nlvr: Any) -> tuple[Template, ...]:
     """Return VL-T5's templates."""
-    true = {"by": "trie", "words": TRUE_FALSE}
+    true: dict[str, Any] = {"by": "trie", "words": TRUE_FALSE}
+    shown: dict[str, Any] = {"words": TRUE_FALSE, "image": ["png"]}
     return (
         Template("lm", {"caption": text()}, {"noise": noise}),
         Template("itm", {"caption": text("first")}, **true),
@@ -85,8 +90,8 @@ def vlt5(noise: str, refcocog: dict[str, Any], **nlvr: Any) -> tuple[Template, .
         Template("caption", {"caption": text()}),
         Template("nlvr", entailment("true", "false", "false", **nlvr), **true),
         Template("refcocog", {"grounding": text("colour")}, refcocog),
-        Template("vcr_qa", sentences("question", "answer", words=TRUE_FALSE), weight=0.5, **true),
-        Template("vcr_qar", sentences("question", "answer", "name", words=TRUE_FALSE), weight=0.5, **true),
+        Template("vcr_qa", sentences("question", "answer", **shown), **true),
+        Template("vcr_qar", sentences("question", "answer", "name", **shown), **true),
         Template("translate", {"translate": {}}),
     )
 
@@ -104,8 +109,9 @@ class Learner:
     objectives: dict[str, Any]
     paper: str = ""  #: its instructions; none: the reader's own texts
     data: dict[str, Any] = field(default_factory=dict)
+    start: str = ""  #: key of the model that names a file of first weights; none: they are drawn
     steps: int = 300
-    rate: float = 4e-3
+    rate: float = 3e-3
     rows: int = 128
 
     def source(self, folder: Path, one: Template) -> dict[str, Any]:
@@ -115,6 +121,17 @@ class Learner:
             keys["negatives"] = {"answers": str(folder / quilts.ANSWERS)}
         laid = {"instruction": {self.paper: {"tasks": [one.task], **keys}}} if self.paper else {}
         return {"name": one.task, "shards": str(folder / quilts.SHARD), "reader": one.reader, **laid, **self.data}
+
+    def section(self, folder: Path, *, start: str = "") -> dict[str, Any]:
+        """Return the model's section over the tokenizer of a folder, and where asked to over its first weights."""
+        tree = {**self.model, "tokenizer": str(folder / "tokenizer")}
+        if start:
+            *path, key = start.split(".")
+            inner = tree
+            for name in path:
+                inner[name] = inner = dict(inner[name])
+            inner[key] = str(folder / START)
+        return tree
 
     def write_config(self, folder: Path, name: str) -> Path:
         """Write the config of its run, over the quilts and with the tokenizer of a folder."""
@@ -126,7 +143,7 @@ class Learner:
                 "workers": 0,
                 "augment": {"scale": [1.0, 1.0]},
             },
-            "model": {**self.model, "tokenizer": str(folder / "tokenizer")},
+            "model": self.section(folder, start=self.start),
             "objectives": self.objectives,
             "train": {"steps": self.steps, "batch_size": self.rows},
             "optim": {"lr": self.rate, "warmup": 20, "weight_decay": 0.0},
@@ -158,7 +175,7 @@ def _vit(**keys: Any) -> dict[str, Any]:
 
 
 def _towers(**keys: Any) -> dict[str, Any]:
-    words = {"width": 64, "layers": 1, "heads": 4, "context_length": 16, "mlp_ratio": 2.0}
+    words = {"width": 64, "layers": 1, "heads": 4, "context_length": 20, "mlp_ratio": 2.0}
     return {"vision": _vit(), "text": words, "embed_dim": 32, **keys}
 
 
@@ -169,23 +186,23 @@ def _fused(kind: str, predict: str) -> dict[str, Any]:
 REGIONS = {"regions": {"layout": "xyxy", "unit": "fractions"}}
 NEXT = {"captioning": {}, "prefix_lm": {}, "mixed_lm": {"share": 0.3}, "masked_lm": {}}
 LEARNERS = {
-    "ofa": Learner(_ofa(), OFA, {"instruction": {}}, "ofa"),
+    "ofa": Learner(_ofa(), OFA, {"instruction": {}}, "ofa", start="weights", steps=400),
     "t5": Learner(
         _vlt5("t5", {"source": "region", "width": len(COLOURS), "regions": 4}),
         vlt5("t5", {}),
         {"instruction": {"reduction": "sample"}},
         "vlt5",
         REGIONS,
+        rate=4e-3,
     ),
     "bart": Learner(
         _vlt5("bart", {"source": "patch", "tower": _vit(), "images": 2}),
         vlt5("bart", {"grid": [2, 2]}, second=["second.png"]),
         {"instruction": {}},
         "vlt5",
+        start="text.weights",
     ),
-    "crossing": Learner(
-        _fused("cross", "next"), CAUSAL, {**NEXT, "contrastive": {}, "matching": {"among": 8}}, rows=64
-    ),
+    "crossing": Learner(_fused("cross", "next"), CAUSAL, NEXT, rows=64),
     "joint": Learner(_fused("joint", "next"), CAUSAL, NEXT, rows=64),
     "masked": Learner(
         _fused("joint", "masked"),
@@ -198,5 +215,6 @@ LEARNERS = {
         CAUSAL,
         {"contrastive": {}, "captioning": {}},
         rows=64,
+        steps=120,
     ),
 }  # fmt: skip
