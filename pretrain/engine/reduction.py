@@ -1,7 +1,9 @@
 """Gradients of stage 0, averaged over the ranks while backward still runs; DeepSpeed's own stage 0 waits for its end.
 
 Large gradients travel by themselves, in place, small ones together at the end. All ranks send in one order, whatever
-becomes ready when: at first from the last parameter to the first, then as rank 0 has seen gradients become ready.
+becomes ready when: at first from the last parameter to the first, then as rank 0 has seen gradients become ready. They
+go through the group of all ranks, as those of DistributedDataParallel do: what losses send in backward, all ranks must
+send at the same place of the graph.
 """
 
 from collections.abc import Sequence
@@ -25,8 +27,6 @@ class Reduction:
         self.large = [p for p in reversed(self.parameters) if p.numel() >= LARGE and p.is_contiguous()]
         apart = {id(p) for p in self.large}
         self.small = [p for p in self.parameters if id(p) not in apart]
-        # of its own: what a loss sends in backward is not to be told from a gradient by the order alone
-        self._group: Any = torch_dist.new_group() if dist.world() > 1 else None
         self._hooks = [
             p.register_post_accumulate_grad_hook(lambda _, number=number: self._ready(number))
             for number, p in enumerate(self.large)
@@ -42,7 +42,7 @@ class Reduction:
         self._seen, self._open = [], True
 
     def _ready(self, number: int) -> None:
-        if not self._open or self._group is None:
+        if not self._open or dist.world() == 1:
             return
         self._seen.append(number)
         while len(self._sent) < len(self._order) and self._order[len(self._sent)] in self._seen:
@@ -50,7 +50,7 @@ class Reduction:
 
     def _send(self, p: nn.Parameter) -> None:
         assert p.grad is not None, "it is ready"
-        self._sent.append(torch_dist.all_reduce(p.grad, group=self._group, async_op=True))
+        self._sent.append(torch_dist.all_reduce(p.grad, async_op=True))
 
     def finish(self) -> None:
         """Send what is left and wait for all; a parameter that no backward has reached has a gradient of zeros."""
@@ -58,14 +58,14 @@ class Reduction:
         for p in self.parameters:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        if self._group is None:
+        if dist.world() == 1:
             return
         for number in self._order[len(self._sent) :]:
             self._send(self.large[number])
         grads = [p.grad for p in self.small if p.grad is not None]
         if grads:
             flat = torch.cat([grad.reshape(-1) for grad in grads])
-            torch_dist.all_reduce(flat, group=self._group)
+            torch_dist.all_reduce(flat)
             parts = flat.split([grad.numel() for grad in grads])
             torch._foreach_copy_(grads, [part.view_as(grad) for part, grad in zip(parts, grads)])
         for work in self._sent:
@@ -81,5 +81,3 @@ class Reduction:
         """Watch no longer."""
         for hook in self._hooks:
             hook.remove()
-        if self._group is not None:
-            torch_dist.destroy_process_group(self._group)
