@@ -9,6 +9,7 @@ import threading
 import time
 from typing import Any, NamedTuple, Sequence
 
+from launcher import world
 from launcher.job import ROOT
 
 SSH = "ssh -o BatchMode=yes -o ConnectTimeout=10"
@@ -82,7 +83,7 @@ class Nodes(NamedTuple):
         until = [time.monotonic() + seconds]  # one for all: it comes closer when one has failed
 
         def one(at: int) -> None:
-            here = {**os.environ, "PYTHONPATH": _with_root(), **envs[at]}
+            here = {**world.outside(os.environ), "PYTHONPATH": _with_root(), **envs[at]}
             try:
                 child = subprocess.Popen(
                     commands[at],

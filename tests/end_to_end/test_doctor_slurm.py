@@ -29,7 +29,7 @@ def wrong(text: str) -> list[str]:
 
 
 def test_good_nodes_and_a_sum_over_the_network(cluster: Cluster, tmp_path: Path) -> None:
-    code, text = doctor(cluster, tmp_path)
+    code, text = doctor(cluster, tmp_path, RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")  # as if a rank had started it
     assert code == 0, text
     assert "2 node(s) by srun: n1, n2" in text
     assert "network: ports open" in text and "all-reduce: 2 ranks" in text
