@@ -6,9 +6,6 @@ Masks, regions and negatives are drawn anew every epoch: what is asked at the en
 
 import importlib
 import itertools
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,10 +25,9 @@ from pretrain.models.constraints import Answers, Exactly
 from pretrain.models.writing import Options
 from pretrain.objectives import base, masked_lm
 from tests.end_to_end import quilts, templates
+from tests.end_to_end.launched import launch
 from tests.end_to_end.templates import LEARNERS, Learner, Template
-from tests.ranks import a_port
 
-ROOT = Path(__file__).resolve().parents[2]
 EPOCH = 10_000  #: whose draws are asked: no run here comes so far
 
 
@@ -47,7 +43,9 @@ def test_every_task_has_a_template(paper: str) -> None:
 @pytest.mark.parametrize("name", LEARNERS)
 def test_every_template_is_written_as_it_was_learned(name: str, tmp_path: Path) -> None:
     learner = LEARNERS[name]
-    launch(prepare(tmp_path, name))
+    started = launch(prepare(tmp_path, name))
+    output = started.communicate(timeout=600)[0]
+    assert started.returncode == 0, output
     found = pretrained.load(tmp_path / "runs" / name)
     wrong = {one.task: mistakes(found, learner.source(tmp_path, one), one) for one in learner.templates}
     assert not {task: (len(rows), rows[:3]) for task, rows in wrong.items() if rows}
@@ -100,16 +98,6 @@ def beside(entry: dict[str, Any]) -> sources.Beside:
 
 def opened(entry: dict[str, Any]) -> sources.Source:
     return sources.one(entry["shards"], entry["reader"], seed=0, beside=beside(entry))
-
-
-def launch(file: Path) -> None:
-    """Train on two ranks of the real launcher."""
-    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
-    launcher = ("deepspeed", "--num_gpus", "2", "--master_port", a_port())
-    command = [*launcher, "pretrain/main.py", "--config", str(file)]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def only(found: pretrained.Pretrained, entry: dict[str, Any], *, asked: bool = False) -> Batch:
