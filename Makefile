@@ -37,7 +37,8 @@ check: $(READY)  ## ruff, format, import contracts, types
 	$(VENV)/bin/mypy
 
 # a file at a time: its tests share what they have set up
-PYTEST := $(PY) -m pytest -q -n logical --maxprocesses 4 --dist loadfile
+ALL_CORES := -n logical --maxprocesses 4 --dist loadfile
+PYTEST := $(PY) -m pytest -q $(ALL_CORES)
 
 test: $(READY)  ## the test suite, under 15 minutes on 2 cores
 	$(PYTEST) -m 'not slow'
@@ -46,7 +47,7 @@ test-all: $(READY)  ## the slow ones: real launchers at every stage, whole pipel
 	$(PYTEST) -m 'slow and not soak'
 
 test-min:  ## the unit tests on the oldest versions that setup.py admits, in an environment of their own
-	bash tests/oldest.sh $(PYTHON)
+	bash tests/oldest.sh $(PYTHON) $(ALL_CORES)
 
 # The peers pin other versions: an environment of their own, which finds what both share (torch) in ours.
 BENCH := .venv-bench

@@ -41,5 +41,5 @@ export PYTHONPATH=$PWD DS_ACCELERATOR=${DS_ACCELERATOR:-cpu}
 # torch 2.6 would start two compilers beside every rank, half a gigabyte each, which nothing here uses
 export TORCHINDUCTOR_COMPILE_THREADS=1
 # all but what looks at the repository only; with it whole runs, every ZeRO stage and the real launcher among them
-"$venv/bin/python" -m pytest -q -n logical --maxprocesses 4 --dist loadfile -m 'not slow' tests --ignore=tests/test_layout.py --ignore=tests/test_packaging.py \
+"$venv/bin/python" -m pytest -q -m 'not slow' tests --ignore=tests/test_layout.py --ignore=tests/test_packaging.py \
   --ignore=tests/test_readme.py --ignore=tests/test_shell.py "${@:2}"
