@@ -34,17 +34,17 @@ class Reduction:
         self._order = list(range(len(self.large)))  #: in which they are sent
         self._learnt = False
         self._open = False
-        self._seen: list[int] = []  #: ready, in the order of this rank
+        self._seen: dict[int, None] = {}  #: ready, in the order of this rank
         self._sent: list[Any] = []
 
     def begin(self) -> None:
         """Say that the backward that follows is the last one of its step."""
-        self._seen, self._open = [], True
+        self._seen, self._open = {}, True
 
     def _ready(self, number: int) -> None:
         if not self._open or dist.world() == 1:
             return
-        self._seen.append(number)
+        self._seen[number] = None
         while len(self._sent) < len(self._order) and self._order[len(self._sent)] in self._seen:
             self._send(self.large[self._order[len(self._sent)]])
 
@@ -74,7 +74,7 @@ class Reduction:
         every: list[Tensor] = [p.grad for p in self.parameters if p.grad is not None]
         torch._foreach_mul_(every, 1.0 / dist.world())
         if not self._learnt:
-            self._order = dist.broadcast_object(self._seen + [n for n in self._order if n not in self._seen])
+            self._order = dist.broadcast_object(list(self._seen | dict.fromkeys(self._order)))
             self._learnt = True
 
     def close(self) -> None:

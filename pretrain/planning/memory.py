@@ -5,7 +5,7 @@ P = bytes of trained fp32 parameters, W = ranks. Parameters, gradients and momen
 
 | stage | always                                | backward adds                | the optimizer's step adds      |
 |-------|---------------------------------------|------------------------------|--------------------------------|
-| 0     | P + moments                           | gradients P + a bucket       | gradients P                    |
+| 0     | P + moments                           | gradients P                  | gradients P                    |
 | 1, 2  | P + (master + moments) / W            | gradients P + a bucket       | gradients P / W, twice         |
 | 3     | (P + master + moments + gradients) / W + a bucket | gathered weights P + gradients P | gradients P / W    |
 
@@ -62,7 +62,7 @@ def forecast(
     whole, frozen = FLOAT * step.trained, FLOAT * step.frozen
     part = -(-whole // world) if stage else whole
     moments = len(MOMENTS[recipe.optim.optimizer]) * part
-    bucket = FLOAT * bucket_elements(recipe, step.trained) if stage else min(whole, FLOAT * BUCKET)
+    bucket = FLOAT * bucket_elements(recipe, step.trained) if stage else 0  # stage 0 sends in place: reduction.py
     weights = -(-(whole + frozen) // world) if stage == 3 else whole + frozen
     master = part if stage else 0
     average = part if recipe.ema.decay else 0
@@ -75,8 +75,6 @@ def forecast(
     temporary = (FLOAT * step.group // world if stage else FLOAT * step.largest) if plain else 0
     gathered = whole + frozen if stage == 3 else 0
     backward = steady + gathered + loss + step.peak + (bucket if stage in (1, 2) else 0)
-    if not stage:
-        backward = max(backward, steady + whole + bucket)
     flat = FLOAT * step.group // world if stage else 0
     update = steady + (part if stage in (1, 2) else whole if not stage else 0) + flat + temporary
     copies = 1 + len(MOMENTS[recipe.optim.optimizer]) + bool(recipe.ema.decay)
