@@ -39,12 +39,14 @@ def kill_a_rank(launched: subprocess.Popen, run: str, rank: int, *, when: Callab
     Raises:
         AssertionError: the run had ended before, or what was left of it did not.
     """
-    deadline = time.monotonic() + 600
-    while not when():
+    deadline, trainer = time.monotonic() + 600, 0
+    while not (trainer and when()):
         assert launched.poll() is None and time.monotonic() < deadline, launched.stdout.read()
-        time.sleep(0.002)
-    trainer, *workers = _of_rank(run, rank)
+        if not trainer:  # looked for before the kill is due: a tiny model takes many steps while one looks
+            trainer = next(iter(_of_rank(run, rank)), 0)
+        time.sleep(0.002 if trainer else 0.1)
     os.kill(trainer, signal.SIGKILL)
+    workers = [pid for pid in _of_rank(run, rank) if pid != trainer]
     launched.communicate(timeout=100)
     assert launched.returncode != 0, "the run had ended before"
     deadline = time.monotonic() + 20
