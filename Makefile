@@ -67,7 +67,7 @@ bench: $(BENCH)/.ready $(DATA)/dataset.json  ## side by side with the peers; wri
 	$(PY) -m tests.benchmarks.loss
 	$(PY) -m tests.benchmarks.checkpoint --out tests/benchmarks/results/checkpoint.md
 
-soak: $(READY)  ## fuzzing the data engine, killed data commands, a SLURM cluster that breaks, 50 killed runs; writes tests/soak/results
+soak: $(READY)  ## fuzzing the data engine, killed data commands, a hang at default settings, 50 killed runs; writes tests/soak/results
 	$(PY) -m tests.soak.fuzz --minutes 5 --out tests/soak/results/fuzz.md
 	$(PY) -m tests.soak.chain --size 64 --out tests/soak/results/chain.md
 	$(PY) -m pytest -q -m soak
