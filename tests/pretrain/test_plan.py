@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pretrain import config, plan, recipe
+from pretrain.losses import tokens
 from pretrain.plan import Machines
 from tests import tiny
 
@@ -95,6 +96,28 @@ def test_vl_t5_and_vl_bart_have_their_published_sizes_and_are_planned_with_regio
         assert found.trained == parameters and found.parts["visual_embedding"] == 1_581_312
         assert found.batch - fewer.batch == 4 * 32 * (2048 * 4 + 4 * 4 + 8)  # of 4 rows: features, boxes, owners
         assert fewer.flops < 0.7 * found.flops
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters"),
+    [("tiny", 33_488_336), ("medium", 92_892_000), ("base", 182_238_536), ("large", 472_977_152),
+     ("huge", 929_486_848)],
+)  # fmt: skip
+def test_every_ofa_is_planned_with_its_published_size(size: str, parameters: int) -> None:
+    read = config.load(recipe.Recipe, ROOT / f"pretrain/configs/ofa_{size}.yaml", [])
+    found = plan.resolve(read, Machines(world=8, nodes=1, cpu=False, gpu="H100", memory=80))
+    assert found.step.trained == parameters
+
+
+def test_three_spans_of_tokens_stand_for_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rehearsed loss takes two spans of tokens and the last; memory and compute are those of all spans."""
+    read = config.load(recipe.Recipe, ROOT / "pretrain/configs/ofa_tiny.yaml", ["train.batch_size=8"])
+    for cells in (1 << 20, 1 << 22):
+        monkeypatch.setitem(tokens.SPAN, "cpu", cells)
+        few = plan.resolve(read, Machines(world=1)).step
+        with monkeypatch.context() as patched:
+            patched.setattr(tokens, "is_fake", lambda tensor: False)
+            assert plan.resolve(read, Machines(world=1)).step == few
 
 
 def test_zero_stages_share_states_among_ranks(file: Path) -> None:
