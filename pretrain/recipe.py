@@ -155,7 +155,7 @@ def build_composer(model: models.Config, words: Tokenizer) -> Composer:
     """Return what turns an Example's text into tokens."""
     given, written = model.lengths
     if written is None:
-        return Composer(words, context_length=given, pictures=model.pictures)
+        return Composer(words, context_length=given, beyond=model.beyond, pictures=model.pictures)
     opening = model.opening(vocabulary(words))
     return Seq2SeqComposer(words, context_length=given, written=written, opening=opening, pictures=model.pictures)
 

@@ -44,13 +44,12 @@ class Asked(Composer):
         return [given[opening:] for given in self._given(batch)]
 
     def room(self, batch: Batch) -> list[int]:
-        """Return how many tokens the model has places for in each row; the last that it writes needs none."""
-        seq2seq = isinstance(self.inner, Seq2SeqComposer)
-        places = self.inner.written if isinstance(self.inner, Seq2SeqComposer) else self.context_length
-        if seq2seq:
-            return [places + 1 - len(given) for given in self._given(batch)]
+        """Return how many tokens the model can write in each row, by the places that it has."""
+        if isinstance(self.inner, Seq2SeqComposer):
+            return [self.inner.written + self.inner.beyond - len(given) for given in self._given(batch)]
         assert batch.valid_BT is not None and batch.labels_BT is not None
-        return (places + 1 - (batch.valid_BT & (batch.labels_BT == IGNORE)).sum(1)).tolist()
+        given_B = (batch.valid_BT & (batch.labels_BT == IGNORE)).sum(1)
+        return (self.context_length + self.inner.beyond - given_B).tolist()
 
     def _given(self, batch: Batch) -> list[list[int]]:
         """Return what each row's decoder reads: up to where it would say its end."""

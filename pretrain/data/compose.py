@@ -48,12 +48,22 @@ R = TypeVar("R", bound=Row)
 class Composer:
     """Puts the text of examples together for causal towers: every token sees itself and what is before it."""
 
-    def __init__(self, tokenizer: Tokenizer, *, context_length: int, pictures: tuple[int, str] | None = None) -> None:
-        """`pictures`: the most that the model reads of a sample, and what to do about more; None: any number."""
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        context_length: int,
+        beyond: int = 1,
+        pictures: tuple[int, str] | None = None,
+    ) -> None:
+        """Compose for a model with places for `context_length` tokens, which writes `beyond` more.
+
+        `pictures`: the most that it reads of a sample, and what to do about more; None: any number.
+        """
         tokenizer.wrap([], context_length)  # refuses a context without room for the specials
         self.pictures = pictures
         self.tokenizer = tokenizer
-        self.context_length = context_length
+        self.context_length, self.beyond = context_length, beyond
 
     def row(self, example: Example, images: list[Pixels]) -> Row:
         """Return an example as a row; the prefix is given, the suffix and the end token are learned.

@@ -57,6 +57,11 @@ class Config(Section):
         raise NotImplementedError
 
     @property
+    def beyond(self) -> int:
+        """Return how many tokens can be written beyond the places that a text has: the last one needs none."""
+        return 1
+
+    @property
     def pictures(self) -> tuple[int, str] | None:
         """Return the most pictures of a row, and what to do about a sample with more; None: any number."""
         return None

@@ -64,6 +64,11 @@ class Config(base.Config):
         return self.text.context_length, None
 
     @property
+    def beyond(self) -> int:
+        """Return 0 where words are said at a mask, which takes a place; else 1."""
+        return 0 if self.fusion and self.fusion.predict == "masked" else 1
+
+    @property
     def vocabulary_size(self) -> int | None:
         """Return the rows of the text tower's table."""
         return self.text.vocab_size

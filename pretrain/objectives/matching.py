@@ -7,7 +7,8 @@ among equal captions has none.
 
     L = (1 / pairs of the step) sum over pairs of cross-entropy(matches or not),  text read both ways, first state
 
-Mismatches come from this rank's rows: pictures are not sent around. With `among`, from the row's group of so many rows
+Mismatches come from this rank's rows: pictures are not sent around (a rank reads its own lanes: of data in one shard
+always the same samples, with `data.lanes` above 1). With `among`, from the row's group of so many rows
 that stand one after the other in the batch; if it divides the rows of a micro-batch, the loss is the same however many
 ranks and micro-batches there are. Without, from all rows of the rank, which then cannot be cut into micro-batches.
 

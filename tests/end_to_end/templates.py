@@ -21,7 +21,7 @@ class Template:
     task: str  #: of the instruction; for a model without instructions a name
     reader: dict[str, dict[str, Any]]
     keys: dict[str, Any] = field(default_factory=dict)  #: of the instruction, beside its task
-    by: str = "greedy"  #: greedy or beam; trie or rank, among `words`; bin or code, so many as `symbols`
+    by: str = "greedy"  #: greedy or beam; trie or rank, among `words`; bin or code, so many as `symbols`; or match
     words: tuple[str, ...] = ()
     symbols: int = 0
     weight: float = 1.0  #: share of the rows
@@ -77,16 +77,16 @@ OFA = (
 ASKED = (Template("vqa", {"vqa": {}}, by="beam"), Template("gqa", {"vqa": {}}), Template("visual7w", {"vqa": {}}))
 
 
-def vlt5(noise: str, refcocog: dict[str, Any], **nlvr: Any) -> tuple[Template, ...]:
-    """Return VL-T5's templates."""
+def vlt5(noise: str, refcocog: dict[str, Any], ground: int = 1, **nlvr: Any) -> tuple[Template, ...]:
+    """Return VL-T5's templates; `ground` regions of a sample are named at once."""
     true: dict[str, Any] = {"by": "trie", "words": TRUE_FALSE}
     shown: dict[str, Any] = {"words": TRUE_FALSE, "image": ["png"]}
     return (
         Template("lm", {"caption": text()}, {"noise": noise}),
         Template("itm", {"caption": text("first")}, **true),
         *ASKED,
-        Template("refer", {"detection": {}}),
-        Template("ground_caption", {"detection": {}}),
+        Template("refer", {"detection": {}}, {"ground": ground}),
+        Template("ground_caption", {"detection": {}}, {"ground": ground}),
         Template("caption", {"caption": text()}),
         Template("nlvr", entailment("true", "false", "false", **nlvr), **true),
         Template("refcocog", {"grounding": text("colour")}, refcocog),
@@ -96,6 +96,8 @@ def vlt5(noise: str, refcocog: dict[str, Any], **nlvr: Any) -> tuple[Template, .
     )
 
 
+#: which of all texts belongs to a picture
+MATCHED = (Template("caption", {"caption": text()}, by="match"),)
 #: what a causal text can say: a caption, and an answer behind its question
 CAUSAL = (Template("caption", {"caption": text()}), Template("answer", {"vqa": {"prompt": "{}"}}, by="beam"))
 
@@ -113,6 +115,7 @@ class Learner:
     steps: int = 300
     rate: float = 3e-3
     rows: int = 128
+    lanes: int = 4  #: of one shard each rank reads its own lanes; what compares a rank's rows wants one lane
 
     def source(self, folder: Path, one: Template) -> dict[str, Any]:
         """Return the entry of a blend with one template over the quilts in a folder."""
@@ -139,7 +142,7 @@ class Learner:
             "run": {"name": name, "dir": str(folder / "runs"), "seed": 1},
             "data": {
                 "blend": [{**self.source(folder, one), "weight": one.weight} for one in self.templates],
-                "lanes": 4,
+                "lanes": self.lanes,
                 "workers": 0,
                 "augment": {"scale": [1.0, 1.0]},
             },
@@ -197,7 +200,7 @@ LEARNERS = {
     ),
     "bart": Learner(
         _vlt5("bart", {"source": "patch", "tower": _vit(), "images": 2}),
-        vlt5("bart", {"grid": [2, 2]}, second=["second.png"]),
+        vlt5("bart", {"grid": [2, 2]}, ground=2, second=["second.png"]),
         {"instruction": {}},
         "vlt5",
         start="text.weights",
@@ -209,6 +212,9 @@ LEARNERS = {
         CAUSAL,
         {"mixed_lm": {"recipe": "masked_causal", "share": 0.3}, "masked_lm": {}},
         rows=64,
+    ),
+    "matched": Learner(
+        _fused("cross", "next"), MATCHED, {"matching": {}}, rows=64, lanes=1, steps=400
     ),
     "coca": Learner(
         _towers(name="coca", fusion={"layers": 2}, queries=4, pool_heads=4),

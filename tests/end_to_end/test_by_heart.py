@@ -118,6 +118,8 @@ def only(found: pretrained.Pretrained, entry: dict[str, Any], *, asked: bool = F
 
 def mistakes(found: pretrained.Pretrained, entry: dict[str, Any], one: Template) -> list[tuple[str, str, str]]:
     """Return (given, said, written) of each sample that is not written exactly, its end included."""
+    if one.by == "match":
+        return mismatched(found.model, only(found, entry))
     batch, words = only(found, entry, asked=True), found.tokenizer
     features = Features(lambda batch, want: want(found.model, batch), found.transform, found.composer)
     said = [words.ids(meta[SAID]) for meta in batch.meta]
@@ -137,6 +139,23 @@ def mistakes(found: pretrained.Pretrained, entry: dict[str, Any], one: Template)
         wrote = [kept[0].tokens for kept in features.write(batch, options, constraint=rule)]
     rows = zip(batch.meta, said, wrote, strict=True)
     return [(meta[GIVEN], words.decode(right), words.decode(mine)) for meta, right, mine in rows if right != mine]
+
+
+@torch.no_grad()
+def mismatched(model: Any, batch: Batch) -> list[tuple[str, str, str]]:
+    """Return (picture, text, what the model says) of all pairs of the batch that it does not tell right."""
+    encodings, wrong = model(batch), []
+    for row, key in enumerate(batch.keys):
+        states_BTC = encodings.fuse(
+            batch.tokens_BT,
+            torch.zeros_like(batch.tokens_BT),
+            encodings.own_B[row].expand(len(batch)),
+            batch.valid_BT,
+            text_B=torch.arange(len(batch)),
+        )
+        says = encodings.match_logits(states_BTC).argmax(1).tolist()
+        wrong += [(key, text, str(one)) for text, one in zip(batch.keys, says) if one != (text == key)]
+    return wrong
 
 
 @torch.no_grad()

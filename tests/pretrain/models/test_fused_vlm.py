@@ -13,8 +13,10 @@ from pretrain.config import ConfigError
 from pretrain.models import fused_vlm, fusion, vlm
 from pretrain.models.cache import Cache
 from pretrain.models.fusion import Stream
+from pretrain.models.generate import generate
 from pretrain.models.masks import Mode, stream_mask, text_blocks
 from pretrain.models.sites import sites
+from pretrain.models.writing import Options
 from tests import tiny
 from tests.pretrain.models import fused
 
@@ -209,6 +211,19 @@ def test_writing_at_an_appended_mask_forgets_it(kind: str) -> None:
     kept = Cache()
     kept.drop = lambda tokens: None  # type: ignore[method-assign]
     assert (model.write(tokens_BU[:, :2], model.remember(batch), kept)[:, 1] - expected[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("predict", ["next", "masked"])
+def test_a_text_is_written_to_the_last_place_and_no_further(predict: str) -> None:
+    """The last word needs no place, but where words are said at a mask, which takes one."""
+    section, batch = fused.section(predict=predict), fused.batch(2)
+    batch.labels_BT[:, 1:3] = -100  # three tokens are given
+    room = section.text.context_length + section.beyond - 3
+    model, options = fused.model(predict=predict).eval(), Options(min_tokens=99, max_tokens=99)
+    wrote = generate(model, batch, options, room=[room] * 2)
+    assert [len(kept[0].tokens) for kept in wrote] == [room] * 2
+    with pytest.raises(ConfigError, match=r"model\.text\.context_length: 16 tokens are too few"):
+        generate(model, batch, options, room=[room + 1] * 2)
 
 
 @pytest.mark.check("univl", 14)
