@@ -136,7 +136,8 @@ class Instruction(base.Instruction):
         return replace(example, prefix=f"{task}: {question}", weight=weight)
 
     def _grounded(self, example: Example, task: str) -> Example:
-        names = needed(example.meta.get("names"), task, "names of objects")[:REGIONS]
+        shown = REGIONS if example.regions_K4 is None else len(example.regions_K4)  # no more than the model sees
+        names = needed(example.meta.get("names"), task, "names of objects")[:shown]
         rng = generator(hash64(example.draw, "regions"))
         drawn = np.argsort(rng.random(len(names)), kind="stable")[: self.config.ground].tolist()
         several = self.config.ground > 1
@@ -165,6 +166,8 @@ class Instruction(base.Instruction):
         texts = example.meta.get("texts", [])
         if len(texts) != VCR[task].count("{}"):
             raise BadSample(f"{task} needs {VCR[task].count('{}')} texts, this data.reader gives {len(texts)}")
+        if not example.images and example.regions_K4 is None:
+            raise BadSample(f"{task} asks about a picture, and none is shown: set data.reader's image, or data.regions")
         return replace(example, prefix=VCR[task].format(*texts))
 
     def _translate(self, example: Example) -> Example:

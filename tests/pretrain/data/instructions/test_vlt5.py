@@ -1,6 +1,7 @@
 """VL-T5's prefixes as they are printed, and the laws of what is drawn."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def made(task: str, **options) -> base.Instruction:
 
 
 def example(**given) -> Example:
-    return Example("k0", [], shard="a.tar", **given)
+    return Example("k0", ["a picture"], shard="a.tar", **given)
 
 
 QA = {"prefix": "What is it?", "suffix": "cat", "meta": {"answer_scores": {"cat": 0.6, "dog": 0.3}}}
@@ -114,6 +115,19 @@ def test_regions_are_drawn_evenly_and_not_sorted():
         assert plain(mirror.prefix) == f"caption region: {plain(several.suffix)}" and plain(mirror.suffix) == text
         orders.add(tuple(numbers))
     assert any(order != tuple(sorted(order)) for order in orders)
+
+
+def test_only_regions_that_the_model_sees_are_named():
+    for draw in range(50):
+        found = made("refer").lay(example(draw=draw, meta={"names": NAMES}, regions_K4=BOXES[:2]), 224)
+        assert plain(found.suffix) in ("<vis_extra_id_0>", "<vis_extra_id_1>")
+
+
+def test_an_answer_about_a_picture_needs_one():
+    blind = replace(example(suffix="true", meta={"texts": ["Why?", "So."]}), images=[])
+    with pytest.raises(BadSample, match=r"vcr_qa asks about a picture, and none is shown: set data\.reader's image"):
+        made("vcr_qa").lay(blind, 224)
+    assert made("vcr_qa").lay(replace(blind, regions_K4=BOXES), 224).suffix == "true"
 
 
 def test_refcocog_draws_a_region_by_its_overlap():
