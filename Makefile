@@ -78,8 +78,8 @@ soak: $(READY)  ## fuzzing the data engine, killed data commands, a hang at defa
 RUN := runs/clip_iconcaps
 EXPORT := exports/clip_iconcaps
 
-demo: $(EXPORT)/open_clip/README.md runs/linear_probe_iconcaps/.done runs/coop_iconcaps/.done  ## the main job on real data
-	@$(PY) -m pretrain.report.scores $(RUN) runs/linear_probe_iconcaps runs/coop_iconcaps
+demo: $(EXPORT)/open_clip/README.md runs/linear_probe/.done runs/coop/.done  ## the main job on real data
+	@$(PY) -m pretrain.report.scores $(RUN) runs/linear_probe runs/coop
 	@echo "pictures: $(DATA)/contact_sheet.png   report: $(RUN)/report.html   export: $(EXPORT)"
 
 $(DATA)/dataset.json: | $(READY)
@@ -94,7 +94,7 @@ $(EXPORT)/open_clip/README.md: $(RUN)/.done
 	$(PY) pretrain/export.py $(RUN) $(EXPORT)/open_clip --format open_clip --pairs '$(DATA)/test-00000.tar'
 	$(PY) pretrain/evaluate.py $(EXPORT)/open_clip --config pretrain/configs/clip_iconcaps.yaml
 
-runs/%_iconcaps/.done: finetune/configs/%_iconcaps.yaml | $(EXPORT)/open_clip/README.md
+runs/linear_probe/.done runs/coop/.done: runs/%/.done: finetune/configs/%.yaml | $(EXPORT)/open_clip/README.md
 	$(DEEPSPEED) finetune/main.py --config $< base=$(EXPORT)/diptych
 	touch $@
 

@@ -27,9 +27,9 @@ from pretrain.engine import process
 from pretrain.metrics.interval import Score
 
 EXAMPLE = """examples:
-  python -m finetune.evaluate runs/coop_iconcaps
-  python -m finetune.evaluate runs/full_iconcaps method.wise=0.3
-  python -m finetune.evaluate runs/cocoop_iconcaps task.data=NEW_CLASSES"""
+  python -m finetune.evaluate runs/coop
+  python -m finetune.evaluate runs/full method.wise=0.3
+  python -m finetune.evaluate runs/cocoop task.data=NEW_CLASSES"""
 
 
 class Job(Training):

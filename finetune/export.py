@@ -42,7 +42,7 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m finetune.export",
         description=(__doc__ or "").splitlines()[0],
-        epilog="example: python -m finetune.export runs/lora_iconcaps exports/lora_iconcaps --format hf",
+        epilog="example: python -m finetune.export runs/lora exports/lora --format hf",
     )
     parser.add_argument("run", type=Path, help="folder of a fine-tuned run")
     parser.add_argument("out", help="folder to make; an earlier export there is replaced")

@@ -42,9 +42,9 @@ from pretrain.pretrained import Pretrained
 from pretrain.report import scores
 
 EXAMPLE = """example:
-  deepspeed --num_gpus 2 finetune/main.py --config finetune/configs/coop_iconcaps.yaml base=runs/clip_iconcaps/export
+  deepspeed --num_gpus 2 finetune/main.py --config finetune/configs/coop.yaml base=runs/clip_iconcaps/export
 one's own pictures, FOLDER/CLASS/*.jpg (finetune/sources.py has more forms):
-  python finetune/main.py --config finetune/configs/linear_probe_iconcaps.yaml base=EXPORT task.data=FOLDER"""
+  python finetune/main.py --config finetune/configs/linear_probe.yaml base=EXPORT task.data=FOLDER"""
 
 Load = Callable[[str], Pretrained]
 

@@ -18,7 +18,7 @@ from launcher.world import World
 HELP = "Start a run, pass signals on, start it again after a failure, stop where that has no sense."
 EXAMPLE = """examples:
   python -m launcher run --ranks-per-node 2 pretrain/configs/clip_iconcaps.yaml train.steps=200
-  python -m launcher run --program finetune finetune/configs/coop_iconcaps.yaml base=exports/mine
+  python -m launcher run --program finetune finetune/configs/coop.yaml base=exports/mine
 two machines by ssh, or without it (on each, with its own --node-rank):
   python -m launcher run --with deepspeed --hostfile hosts CONFIG
   python -m launcher run --with torchrun --nodes 2 --node-rank 0 --master-addr node1 --master-port 29500 CONFIG"""

@@ -1,6 +1,6 @@
 """Scores of a run: evals.jsonl, one line a score, and the table that people read.
 
-    python -m pretrain.report.scores runs/clip_iconcaps runs/coop_iconcaps
+    python -m pretrain.report.scores runs/clip_iconcaps runs/coop
 
 A line is {"step", "name", "value", "low", "high", "count", "unit"}; low and high bound the 95 % interval, the unit says
 how the numbers are shown (metrics/interval.py; lines of older runs have none, they are shares).

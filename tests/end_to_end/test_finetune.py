@@ -30,7 +30,7 @@ NAMES = [name for name in registry.names("finetune.methods") if "classify" in me
 
 
 def config(name: str) -> Path:
-    return ROOT / "finetune" / "configs" / f"{name}_iconcaps.yaml"
+    return ROOT / "finetune" / "configs" / f"{name}.yaml"
 
 
 def solved(name: str) -> bool:
