@@ -138,7 +138,9 @@ class Mixture(nn.Module):
 
     def head(self) -> list[nn.Parameter]:
         """Return the trained parameters that `contrast` may read: the model's own, not its towers', and objectives'."""
-        of = [*self.model.parameters(recurse=False), *(p for o in self._contrasts.values() for p in o.parameters())]
+        parts = [self.model, *(part for objective in self._contrasts.values() for part in objective.modules())]
+        # asked for by name: inside a forward of ZeRO stage 3, that gathers what a module has let go of
+        of = [getattr(part, name) for part in parts for name, _ in part.named_parameters(recurse=False)]
         return [p for p in of if p.requires_grad]
 
     def prepare(self, batches: list[Batch], step: int) -> list[Share]:
