@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import BertConfig, BertModel
 
 from pretrain import config, dist, pretrained
 from pretrain import recipe as recipes
 from pretrain.batch import Batch
 from pretrain.engine import accumulate, checkpoint, optim, rollback, share, zero
+from pretrain.models import text, vision
 from pretrain.models.momentum import MomentumTowers
 from pretrain.models.vlm import Encodings
 from pretrain.objectives import base, contrastive, momentum_contrast
@@ -283,12 +285,36 @@ def test_a_locked_picture_tower_is_not_copied() -> None:
         locked.model.vision.projection.weight += 0.1
         whole.vision.projection.weight.mul_(0.9).add_(locked.model.vision.projection.weight, alpha=0.1)
     copied.follow(locked.model, 0.9)
-    image, text = copied.sides(locked.model(batch))
-    for found, expected in zip((image, text), sides(whole, batch)):
+    for found, expected in zip(copied.sides(locked.model(batch)), sides(whole, batch)):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     cached = copy.copy(batch)
     cached.image_NE = F.normalize(torch.randn(ROWS, 16), dim=1)
     assert torch.equal(copied.sides(locked.model(cached))[0], cached.image_NE)
+
+
+def test_running_statistics_are_taken_as_they_are() -> None:
+    section = tiny.vit_section()
+    section.vision = vision.Config(name="test_efficientnet", image_size=32)
+    of = tiny.model(section)
+    copied = MomentumTowers(of)
+    of(tiny.batch()).image.sum().backward()
+    copied.follow(of, 0.0)
+    with torch.no_grad():
+        found, expected = copied.sides(of(tiny.batch())), sides(of.eval(), tiny.batch())
+    for ours, theirs in zip(found, expected):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_an_encoder_of_transformers_is_copied(tmp_path: Path) -> None:
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=tiny.VOCABULARY, **size), add_pooling_layer=False).save_pretrained(tmp_path)
+    section = tiny.vit_section()
+    section.text = text.Config(name=f"hf:{tmp_path}", context_length=12, vocab_size=tiny.VOCABULARY)
+    of = tiny.model(section).eval()
+    copied = MomentumTowers(of)
+    copied.follow(of, 0.0)
+    assert not list(copied.parameters())
+    torch.testing.assert_close(copied.sides(of(tiny.batch()))[1], of(tiny.batch()).text)
 
 
 @pytest.mark.parametrize("kind", ["cross", "coca"])
