@@ -83,6 +83,7 @@ def targets(
     if same_K is None:
         hard_BE = keys_KE[rows]
     else:
+        # as in contrastive.py: more than two equal captions are added up in any order on a GPU
         groups = alike(same_K, keys_KE.dtype)
         sums_KE = torch.zeros_like(keys_KE).index_add_(0, groups.group_M, keys_KE)
         hard_BE = sums_KE[groups.group_M[rows]] * groups.share_M[rows, None]
