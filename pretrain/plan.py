@@ -150,14 +150,14 @@ def _memory(plan: Plan) -> list[str]:
     word = "GiB" if unit == GIB else "MiB"
     parts = {
         "parameters": needs.parameters, "ZeRO masters": needs.master, "moments": needs.moments,
-        "average": needs.average, "gradients": needs.gradients, "buckets": needs.buckets,
+        "average": needs.average, "gradients": needs.gradients, "buffers": needs.buffers, "buckets": needs.buckets,
         "gathered weights": needs.gathered, "activations": needs.activations, "loss, gathering": needs.loss,
         "batches": needs.data,
     }  # fmt: skip
     out = [
         f"memory of each of {where.world} ranks, {word} (ZeRO {plan.stage}, {plan.precision}, {plan.step.rows} rows)"
     ]
-    out += [_row(name, f"{size / unit:,.2f}") for name, size in parts.items() if size]
+    out += [_row(name, f"{size / unit:,.2f}") for name, size in parts.items() if size >= 0.005 * unit]
     moments = ", ".join(f"{name} {size / unit:,.2f}" for name, size in needs.moment_peaks.items())
     out.append(_row("tensors at most", f"{needs.peak / unit:,.2f}", f"({moments})"))
     if plan.resident:

@@ -4,7 +4,8 @@ An objective is a small module around features. It says what it `needs` of the m
 model does not provide is refused before any weight is built. There are two natures:
 
 - Objective: its loss is a sum over rows (or tokens) divided by what the whole step counts. `prepare` draws and counts.
-- Contrast: its loss compares rows of the whole step, of all ranks. It offers `features` and `loss_from_features`.
+- Contrast: its loss compares rows of the whole step, of all ranks. It offers `features` and `loss_from_features`;
+  `keys`, where rows are compared with what gets no gradient; `begin`, where a step changes what it compares with.
 
 So both can be trained in micro-batches with the gradient of the whole batch (engine/accumulate.py). Logged scalars are
 returned apart from the loss, so a meter cannot mistake one for the other.
@@ -81,6 +82,12 @@ class Contrast(Objective):
         """Return nothing: every rank holds equally many rows."""
         return Prepared({}, None)
 
+    def begin(self, model: Any, step: int) -> None:
+        """Prepare for a step; called once, before its first forward, with the weights that it starts from.
+
+        All ranks call it, outside forward: at ZeRO stage 3 weights are in shards.
+        """
+
     def features(self, encodings: Encodings) -> dict[str, Tensor]:
         """Return features [rows, ...] by name, and what else of the rows is compared (integers).
 
@@ -88,12 +95,19 @@ class Contrast(Objective):
         """
         raise NotImplementedError
 
+    def keys(self, encodings: Encodings) -> dict[str, Tensor]:
+        """Return what else the loss needs of each row, without gradient, by names that are no feature's.
+
+        A step in micro-batches asks once for them, for features twice.
+        """
+        return {}
+
     def loss_from_features(self, model: Any, features: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return this rank's loss (its mean over ranks is the global loss) and scalars to log.
+        """Return this rank's loss (its mean over ranks is the global loss) and scalars to log; called once a step.
 
         Args:
             model: for the parameters that are its own (temperature, bias); its towers must not be called.
-            features: of all rows of this rank.
+            features: of all rows of this rank, and keys.
         """
         raise NotImplementedError
 
@@ -124,11 +138,18 @@ class Mixture(nn.Module):
 
     def head(self) -> list[nn.Parameter]:
         """Return the trained parameters that `contrast` may read: the model's own, not its towers', and objectives'."""
-        of = [*self.model.parameters(recurse=False), *(p for o in self._contrasts.values() for p in o.parameters())]
+        parts = [self.model, *(part for objective in self._contrasts.values() for part in objective.modules())]
+        # asked for by name: inside a forward of ZeRO stage 3, that gathers what a module has let go of
+        of = [getattr(part, name) for part in parts for name, _ in part.named_parameters(recurse=False)]
         return [p for p in of if p.requires_grad]
 
     def prepare(self, batches: list[Batch], step: int) -> list[Share]:
-        """Return what was drawn for each batch of a step and what its mini-batch counts; one all-reduce at most."""
+        """Return what was drawn for each batch of a step and what its mini-batch counts; one all-reduce at most.
+
+        Called once a step, before its first forward: contrasts begin theirs.
+        """
+        for contrast in self._contrasts.values():
+            contrast.begin(self.model, step)
         drawn = [{name: o.prepare(batch, step) for name, o in self._sums.items()} for batch in batches]
         part = 1 / len(batches)
         if self._sums:
@@ -179,13 +200,13 @@ class Mixture(nn.Module):
         assert self.objectives, "a step needs an objective"
         encodings = [self.model(batch) for batch in batches]
         if want == "features":
-            return self._features(encodings)
+            return self._compared(encodings)
         shares = self.prepare(batches, 0) if prepared is None else prepared
         if pull is not None:
             loss, logs = _tied(self._features(encodings), pull[0], 1.0), {}
             loss = loss + _tied(dict(enumerate(self.head())), dict(enumerate(pull[1])), shares[0].part)
         else:
-            loss, logs = self.contrast(self._features(encodings)) if self._contrasts else (torch.zeros(()), {})
+            loss, logs = self.contrast(self._compared(encodings)) if self._contrasts else (torch.zeros(()), {})
         for one, share in zip(encodings, shares, strict=True):
             for name, objective in self._sums.items():
                 part, scalars = objective(one, share.prepared[name])
@@ -196,11 +217,19 @@ class Mixture(nn.Module):
         return loss, logs
 
     def _features(self, encodings: list[Encodings]) -> dict[str, Tensor]:
+        return self._rows(encodings, lambda objective, one: objective.features(one))
+
+    def _compared(self, encodings: list[Encodings]) -> dict[str, Tensor]:
+        return self._features(encodings) | self._rows(encodings, lambda objective, one: objective.keys(one))
+
+    def _rows(
+        self, encodings: list[Encodings], ask: Callable[[Contrast, Encodings], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
         found: dict[str, list[Tensor]] = {}
         for one in encodings:
             mine: dict[str, Tensor] = {}
             for objective in self._contrasts.values():
-                mine |= objective.features(one)
+                mine |= ask(objective, one)
             for name, value in mine.items():
                 found.setdefault(name, []).append(value)
         return {name: values[0] if len(values) == 1 else torch.cat(values) for name, values in found.items()}

@@ -10,7 +10,8 @@ P = bytes of trained fp32 parameters, W = ranks. Parameters, gradients and momen
 | 3     | (P + master + moments + gradients) / W + a bucket | gathered weights P + gradients P | gradients P / W    |
 
 AdamW is torch's fused one, which adds nothing; SGD adds a temporary of the largest tensor that it steps (a whole
-group's partition at stages 1 to 3). A save copies weights and moments to host memory, each rank its own part.
+group's partition at stages 1 to 3). A save copies weights and moments to host memory, each rank its own part. Buffers
+are held twice, as they are and as they were before the step (engine/rollback.py), and saved by rank 0.
 """
 
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class Memory:
     moments: int
     average: int  #: the moving average of the weights
     gradients: int
+    buffers: int  #: a trailing copy of towers, statistics of batch norms, tables
     buckets: int  #: through which gradients travel
     gathered: int  #: ZeRO-3's whole weights while they are used
     activations: int  #: what backward needs of forward
@@ -66,9 +68,10 @@ def forecast(
     weights = -(-(whole + frozen) // world) if stage == 3 else whole + frozen
     master = part if stage else 0
     average = part if recipe.ema.decay else 0
+    buffers = 2 * step.buffers
     away = 0 if cpu or recipe.zero.offload == "none" else master + moments
     away += weights if recipe.zero.offload == "all" and not cpu else 0
-    steady = weights + master + moments + average - away + step.buffers + step.batch * 2 * batches
+    steady = weights + master + moments + average - away + buffers + step.batch * 2 * batches
     if stage == 3:
         steady += part + bucket
     plain = cpu and recipe.optim.optimizer == "sgd"
@@ -78,7 +81,7 @@ def forecast(
     flat = FLOAT * step.group // world if stage else 0
     update = steady + (part if stage in (1, 2) else whole if not stage else 0) + flat + temporary
     copies = 1 + len(MOMENTS[recipe.optim.optimizer]) + bool(recipe.ema.decay)
-    save = (copies * whole + frozen * bool(recipe.checkpoint.frozen)) // world
+    save = (copies * whole + frozen * bool(recipe.checkpoint.frozen)) // world + step.buffers
     peaks = {"backward": backward, "optimizer step": update}
     if cpu:
         peaks["save"] = steady + save
@@ -90,6 +93,7 @@ def forecast(
         moments=moments,
         average=average,
         gradients=whole,
+        buffers=buffers,
         buckets=bucket,
         gathered=gathered,
         activations=step.kept,

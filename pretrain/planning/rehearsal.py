@@ -10,7 +10,7 @@ Shapes: N = images, B = rows, T = tokens, K = boxes, C = numbers of a box's feat
 """
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,11 +33,12 @@ from pretrain.objectives import base as objectives
 class LiveBytes(TorchDispatchMode):
     """Bytes of the storages that operators have made and that are still alive, now and at most."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: Iterable[Tensor]) -> None:
+        """Count none of what was there `before`: an operator that works in place returns it, too."""
         super().__init__()
         self.now = 0
         self.peak = 0
-        self._sizes: dict[int, int] = {}
+        self._sizes: dict[int, int] = {value.untyped_storage()._cdata: 0 for value in before}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator and count the storages of its results."""
@@ -152,7 +153,7 @@ def _rehearse(recipe: recipes.Recipe, mixture: nn.Module, *, rows: int, length: 
         rows, size=section.look.size, length=length, written=section.lengths[1], regions=section.regions
     )
     wrapped = Autocast(mixture, recipe.train.precision, device_type="cpu").train()
-    live, flops = LiveBytes(), flop_counter()
+    live, flops = LiveBytes(mixture.buffers()), flop_counter()
     with flops, live:
         loss, _ = wrapped([batch])
         kept, forward, once = live.now, live.peak, flops.get_total_flops()

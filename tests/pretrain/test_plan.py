@@ -24,6 +24,8 @@ RUNS = {
                 "train.batch_size=96"),
     "bf16": (VIT, "model.vision.args={embed_dim: 384, depth: 4, num_heads: 6, patch_size: 4}", "train.precision=bf16",
              "train.batch_size=96"),
+    "momentum": ("model.text.width=512", "model.text.layers=4", "zero.stage=1", "train.batch_size=64",
+                 "objectives={momentum_contrast: {queue: 8192}}"),
     "stage 3": (VIT, "model.vision.args={embed_dim: 384, depth: 6, num_heads: 6}", "zero.stage=3"),
 }  # fmt: skip
 

@@ -131,6 +131,22 @@ def test_every_gradient_is_that_of_the_whole_batch(ranks, stage, names):
     ranks.run(2, compared, stage, names, (4, 2))
 
 
+def first_gradient(rows: int | None) -> Tensor:
+    """Return the gradient of the temperature in the first step of stage 3, when DeepSpeed keeps nothing gathered."""
+    made = engine(mixture(["contrastive"]), 3)
+    try:
+        accumulate.Steps(made, rows=rows, seed=5)(rows_of_rank(1), 0, lambda loss: None)
+        return averaged(made)["model.logit_scale"]
+    finally:
+        made.close()
+
+
+def test_the_first_step_of_stage_3_loses_nothing(ranks):
+    [expected, _] = ranks.run(2, first_gradient, None)
+    for found in ranks.run(2, first_gradient, 2):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_too(ranks, precision):
     """The loss scale of fp16 does not come in twice; what is left is the rounding of half precision."""
