@@ -47,7 +47,7 @@ def test_memory_is_what_runs_take(file: Path) -> None:
     jobs = [[str(file), *common, *words, f"run.name={name.replace(' ', '')}"] for name, words in RUNS.items()]
     done = subprocess.run(
         [sys.executable, "-m", "tests.pretrain.memory_of_runs"],
-        input=json.dumps(jobs), capture_output=True, text=True, cwd=ROOT, timeout=500, check=False,
+        input=json.dumps(jobs), capture_output=True, text=True, cwd=ROOT, timeout=1500, check=False,
     )  # fmt: skip
     lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
     assert lines, done.stderr[-3000:]
