@@ -28,7 +28,7 @@ def test_a_rank_killed_at_a_random_step_changes_nothing(ranks, demo_config: Path
     step, victim = rng.randint(EVERY + 1, STEPS - 2), rng.randint(0, 1)
     broken = launch(demo_config, "run.name=broken", *words)
     run = tmp_path / "runs" / "broken"
-    kill_a_rank(broken, "broken", victim, when=lambda: steps_done(run) >= step)
+    kill_a_rank(broken, "broken", victim, when=(step, run / "metrics.jsonl", ""))
     assert steps_done(run) < STEPS, "the kill came after the end"
     again = launch(demo_config, "run.name=broken", *words)
     output = again.communicate(timeout=400)[0]
