@@ -90,10 +90,12 @@ def trailing(module: nn.Module) -> nn.Module:
 def _portions(pairs: list[tuple[Tensor, nn.Parameter]]) -> Iterator[list[tuple[Tensor, nn.Parameter]]]:
     """Yield all pairs, so many at a time that their weights stay below GATHERED, or one."""
     some: list[tuple[Tensor, nn.Parameter]] = []
+    size = 0
     for pair in pairs:
-        if some and sum(ours.numel() for ours, _ in [*some, pair]) > GATHERED:
+        size += pair[0].numel()
+        if some and size > GATHERED:
             yield some
-            some = []
+            some, size = [], pair[0].numel()
         some.append(pair)
     if some:
         yield some

@@ -11,6 +11,7 @@ from pretrain import config, main
 from pretrain.batch import Batch
 from pretrain.data.loader import Loader
 from pretrain.recipe import Recipe
+from tests.end_to_end.killer import written
 from tests.ranks import Pool
 
 #: of any config, for a run that is looked at step by step and soon over
@@ -46,8 +47,7 @@ def losses(run: Path) -> dict[int, float]:
 
 def steps_done(run: Path) -> int:
     """Return the last step that the run has reported: one line a step."""
-    file = run / "metrics.jsonl"
-    return file.read_bytes().count(b"\n") if file.exists() else 0
+    return written(run / "metrics.jsonl")
 
 
 def losses_of(ranks: Pool, world: int, file: Path, name: str, *words: str) -> dict[int, float]:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-SCRIPTS = {b"pretrain/main.py", b"finetune/main.py"}
+PRETRAIN, FINETUNE = "pretrain/main.py", "finetune/main.py"
 
 
 def of_rank(run: str, rank: int) -> list[int]:
@@ -28,13 +28,13 @@ def of_rank(run: str, rank: int) -> list[int]:
             words, variables = ((entry / name).read_bytes().split(b"\0") for name in ("cmdline", "environ"))
         except OSError:
             continue
-        started = SCRIPTS & set(words) and b"-m" not in words  # not by the launcher
+        started = {PRETRAIN.encode(), FINETUNE.encode()} & set(words) and b"-m" not in words  # not by the launcher
         if started and f"run.name={run}".encode() in words and f"RANK={rank}".encode() in variables:
             found.append(int(entry.name))
     return sorted(found)
 
 
-def written(path: Path, suffix: str) -> int:
+def written(path: Path, suffix: str = "") -> int:
     """Return the lines of a file, or where a suffix is given the files in a folder that end so."""
     if suffix:
         return sum(1 for _ in path.rglob(f"*{suffix}"))

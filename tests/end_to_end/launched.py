@@ -8,10 +8,10 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from tests.end_to_end.killer import PRETRAIN
 from tests.ranks import a_port
 
 ROOT = Path(__file__).resolve().parents[2]
-PRETRAIN, FINETUNE = "pretrain/main.py", "finetune/main.py"
 KILLER = Path(__file__).with_name("killer.py")
 
 
@@ -47,7 +47,11 @@ def kill_a_rank(launched: subprocess.Popen, run: str, rank: int, *, when: tuple[
     command = [sys.executable, "-I", "-S", str(KILLER), run, str(rank), *(str(one) for one in when if one != "")]
     killer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
-        output = launched.communicate(timeout=600)[0]
+        deadline = time.monotonic() + 600
+        while launched.poll() is None and killer.poll() is None:
+            assert time.monotonic() < deadline, "the kill is not due yet"
+            time.sleep(0.1)
+        output = launched.communicate(timeout=100)[0]
         assert launched.returncode != 0, f"the run had ended before:\n{output}"
         workers = killer.communicate(timeout=20)[0].split()
     finally:

@@ -14,7 +14,8 @@ from pretrain import registry
 from pretrain.report import scores
 from tests import tiny
 from tests.end_to_end.jobs import losses
-from tests.end_to_end.launched import FINETUNE, ROOT, kill_a_rank, launch, weights
+from tests.end_to_end.killer import FINETUNE
+from tests.end_to_end.launched import ROOT, kill_a_rank, launch, weights
 from tests.finetune.test_main import fine_tune
 
 STEPS, EVERY = 96, 12
