@@ -3,9 +3,8 @@
     python tests/end_to_end/killer.py NAME RANK COUNT FILE.jsonl          prints the processes that worked for the rank
     python tests/end_to_end/killer.py NAME RANK COUNT FOLDER SUFFIX
 
-A process of its own: a thread of a busy test process may stand still for seconds, in which a tiny run comes to its end.
-It is started with the launcher, so it knows the rank's process long before the kill is due. Nothing but the standard
-library is imported.
+A process of its own, which nothing in a busy test process holds up: a tiny run's steps take milliseconds. It is started
+with the launcher, so it knows the rank's process long before the kill is due. Only the standard library is imported.
 """
 
 import os
@@ -28,8 +27,9 @@ def of_rank(run: str, rank: int) -> list[int]:
             words, variables = ((entry / name).read_bytes().split(b"\0") for name in ("cmdline", "environ"))
         except OSError:
             continue
-        started = {PRETRAIN.encode(), FINETUNE.encode()} & set(words) and b"-m" not in words  # not by the launcher
-        if started and f"run.name={run}".encode() in words and f"RANK={rank}".encode() in variables:
+        # [python, -u, SCRIPT]: a launcher, which may have a RANK of its own, names the script further back
+        trains = {PRETRAIN.encode(), FINETUNE.encode()} & set(words[1:3])
+        if trains and f"run.name={run}".encode() in words and f"RANK={rank}".encode() in variables:
             found.append(int(entry.name))
     return sorted(found)
 
