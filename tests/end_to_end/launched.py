@@ -8,20 +8,19 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from launcher import world
 from tests.end_to_end.killer import PRETRAIN
 from tests.ranks import a_port
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLER = Path(__file__).with_name("killer.py")
-#: where a test process stands that has trained itself: its launcher has no such place
-PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def launch(
     config: Path, *words: str, launcher: tuple[str, ...] = (), script: str = PRETRAIN, lane: int = 0, **variables: str
 ) -> subprocess.Popen:
     """Start a script of training; with no `launcher` named it is deepspeed, on two ranks, in a `lane` of ports."""
-    env = {key: value for key, value in os.environ.items() if key not in PLACE}
+    env = world.outside(os.environ)  # a test process that has trained is a rank itself
     env |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
     launcher = launcher or ("deepspeed", "--num_gpus", "2", "--master_port", a_port(lane))

@@ -17,16 +17,16 @@ def test_a_launcher_with_a_rank_is_no_rank(tmp_path: Path, script: str) -> None:
     (tmp_path / script).parent.mkdir()
     (tmp_path / script).write_text("input()")
     (tmp_path / "launch.py").write_text("import subprocess, sys\nsubprocess.run([sys.executable, '-u', *sys.argv[3:]])")
-    run = f"run.name=killer-{os.getpid()}"
-    command = [sys.executable, "launch.py", "--num_gpus", "1", script, run]
+    run = f"killer-{os.getpid()}"
+    command = [sys.executable, "launch.py", "--num_gpus", "1", script, f"run.name={run}"]
     env = {**os.environ, "RANK": "0"}
     with subprocess.Popen(command, cwd=tmp_path, env=env, stdin=subprocess.PIPE) as launcher:
         try:
             deadline = time.monotonic() + 60
-            while not (found := killer.of_rank(run.partition("=")[2], 0)):
+            while not (found := killer.of_rank(run, 0)):
                 assert time.monotonic() < deadline, "no rank was found"
                 time.sleep(0.05)
             assert launcher.pid not in found and len(found) == 1
-            assert killer.of_rank(run.partition("=")[2], 1) == []
+            assert killer.of_rank(run, 1) == []
         finally:
             launcher.communicate(b"\n", timeout=60)
