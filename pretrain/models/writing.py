@@ -45,6 +45,12 @@ class Options(Section):
         return self
 
 
+def refuse_rules(options: Options) -> None:
+    """Raise a ValueError where options forbid tokens of a text whose tokens a constraint chooses."""
+    if options.no_repeat or options.min_tokens:
+        raise ValueError("write: no_repeat and min_tokens are for free text, here a list or a range says what may come")
+
+
 class Hypothesis(NamedTuple):
     """A text as tokens: without what was given (the decoder's first tokens, the prompt) and without its end token."""
 
