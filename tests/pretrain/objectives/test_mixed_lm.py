@@ -144,7 +144,7 @@ def test_refusals() -> None:
 @pytest.mark.parametrize("kind", ["cross", "joint", "coca"])
 @torch.no_grad()
 def test_what_follows_a_prompt_is_trained_as_it_is_written(kind: str) -> None:
-    """A question is read the same way, by the model and by its masks, when its answer is learned and when it is said."""
+    """A question is read the same way when its answer is learned and when it is said."""
     batch = fused.batch(3, length=9, shortest=7)
     given_B = torch.tensor([1, 3, 5])
     batch.labels_BT = batch.labels_BT.masked_fill(torch.arange(9) < given_B[:, None], IGNORE)
