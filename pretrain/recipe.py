@@ -157,7 +157,8 @@ def build_composer(model: models.Config, words: Tokenizer) -> Composer:
     if written is None:
         return Composer(words, context_length=given, beyond=model.beyond, pictures=model.pictures)
     opening = model.opening(vocabulary(words))
-    return Seq2SeqComposer(words, context_length=given, written=written, opening=opening, pictures=model.pictures)
+    sees = {"pictures": model.pictures, "regions": model.regions is not None}
+    return Seq2SeqComposer(words, context_length=given, written=written, opening=opening, **sees)
 
 
 def build_transform(model: models.Config) -> Transform:
@@ -239,6 +240,12 @@ def refuse_misplaced(recipe: Recipe) -> None:
                     f"objectives.{name} compares the rows of a step, and data.blend has two mini-batches a step; leave "
                     "part out, or the objective"
                 )
+    shown = [source.regions or recipe.data.regions for source in (blend or [recipe.data])]
+    if recipe.model.regions and not any(section is not None and section.features for section in shown):
+        raise config.ConfigError(
+            "data.regions: model.vision.source=region sees a detector's regions, and no data gives any; set "
+            "data.regions={boxes: ..., features: ...}, or take model.vision.source=grid or patch with a tower"
+        )
     look = recipe.model.look
     other = next((source for source in blend if source.image_size not in (None, look.size)), None)
     if other is not None and not look.sizes:

@@ -20,6 +20,7 @@ from pretrain.batch import Batch, Example
 from pretrain.config import ConfigError
 from pretrain.data.compose import CHARACTERS, IGNORE, Composer, Row, padded
 from pretrain.data.decode import BadSample, Pixels
+from pretrain.data.symbols import pieces
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.trie import Trie
 
@@ -47,13 +48,14 @@ class Seq2SeqComposer(Composer):
         written: int,
         opening: tuple[int, ...],
         pictures: tuple[int, str] | None = None,
+        regions: bool = False,
     ) -> None:
-        """`context_length` tokens are read at most, `written` places of the decoder filled; `pictures`: see Composer.
+        """`context_length` tokens are read at most, `written` places of the decoder filled; the rest as in Composer.
 
         Raises:
             ConfigError: a length without room for the specials.
         """
-        super().__init__(tokenizer, context_length=context_length, pictures=pictures)
+        super().__init__(tokenizer, context_length=context_length, pictures=pictures, regions=regions)
         if written <= len(opening):
             raise ConfigError(f"model: a decoder of {written} places has no room for its start and a word")
         self.written, self.opening = written, opening
@@ -64,6 +66,8 @@ class Seq2SeqComposer(Composer):
         source = self.tokenizer.ids(example.prefix[: CHARACTERS * self.context_length])
         ids = self.tokenizer.wrap(source, self.context_length)
         said = self.tokenizer.ids(example.suffix[: CHARACTERS * self.written])
+        if example.codes:
+            self._refuse_unknown(example.suffix)
         given = [*self.opening, *self._prompt(example, ids)]
         room = self.written - len(given)
         if example.codes and len(said) > room:
@@ -90,6 +94,12 @@ class Seq2SeqComposer(Composer):
             codes=example.codes,
             hole=example.hole,
         )
+
+    def _refuse_unknown(self, text: str) -> None:
+        """Raise a BadSample where a code of a picture is none of the model's: it would be spelled."""
+        unknown = next((one for one, laid in pieces(text) if laid and self.tokenizer.symbol(one) is None), None)
+        if unknown is not None:
+            raise BadSample(f"{unknown} is no code of the model: its codebook has fewer (model.codes) than the data's")
 
     def _prompt(self, example: Example, ids: list[int]) -> list[int]:
         """Return what the decoder reads of the source before the suffix: all but its start, with or without its end."""

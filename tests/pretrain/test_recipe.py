@@ -46,3 +46,15 @@ def test_evals_of_a_trained_model_see_as_many_regions_too() -> None:
         read("model.vision.regions=7").model, {"evals.grounding.regions": sections["grounding"].regions}
     )
     assert sections["grounding"].regions.most == 7
+
+
+def test_a_model_of_regions_is_not_trained_blind() -> None:
+    """Without a detector's regions VL-T5 would learn from texts alone, and nothing would say so."""
+    without = ("data.regions=null",), ("data.regions.features=null",)
+    without += (("data.regions=null", BLEND[0], "data.blend=[{shards: a.tar}]"),)
+    for words in without:
+        with pytest.raises(ConfigError, match=r"data\.regions: model\.vision\.source=region sees a detector's regions"):
+            recipe.refuse_misplaced(read(*words))
+    recipe.refuse_misplaced(read(*BLEND, "data.regions=null"))
+    recipe.refuse_misplaced(read(BLEND[0], "data.blend=[{shards: a.tar}]"))
+    recipe.refuse_misplaced(read("model.vision={source: patch, tower: {}}", "data.regions=null"))
