@@ -157,7 +157,7 @@ def build_composer(model: models.Config, words: Tokenizer) -> Composer:
     if written is None:
         return Composer(words, context_length=given, beyond=model.beyond, pictures=model.pictures)
     opening = model.opening(vocabulary(words))
-    sees = {"pictures": model.pictures, "regions": model.regions is not None}
+    sees = {"pictures": model.pictures, "regions": model.regions is not None, "picture_codes": model.picture_codes}
     return Seq2SeqComposer(words, context_length=given, written=written, opening=opening, **sees)
 
 

@@ -49,8 +49,11 @@ class Seq2SeqComposer(Composer):
         opening: tuple[int, ...],
         pictures: tuple[int, str] | None = None,
         regions: bool = False,
+        picture_codes: int | None = None,
     ) -> None:
         """`context_length` tokens are read at most, `written` places of the decoder filled; the rest as in Composer.
+
+        `picture_codes`: those of a picture that the model writes; None: any number.
 
         Raises:
             ConfigError: a length without room for the specials.
@@ -58,7 +61,7 @@ class Seq2SeqComposer(Composer):
         super().__init__(tokenizer, context_length=context_length, pictures=pictures, regions=regions)
         if written <= len(opening):
             raise ConfigError(f"model: a decoder of {written} places has no room for its start and a word")
-        self.written, self.opening = written, opening
+        self.written, self.opening, self.picture_codes = written, opening, picture_codes
         self._tries: dict[int, tuple[tuple[str, ...], Trie]] = {}
 
     def row(self, example: Example, images: list[Pixels]) -> PairRow:
@@ -66,8 +69,8 @@ class Seq2SeqComposer(Composer):
         source = self.tokenizer.ids(example.prefix[: CHARACTERS * self.context_length])
         ids = self.tokenizer.wrap(source, self.context_length)
         said = self.tokenizer.ids(example.suffix[: CHARACTERS * self.written])
-        if example.codes:
-            self._refuse_unknown(example.suffix)
+        if example.codes and example.suffix:  # in a question nothing is said
+            self._refuse_other_codes(example.suffix)
         given = [*self.opening, *self._prompt(example, ids)]
         room = self.written - len(given)
         if example.codes and len(said) > room:
@@ -95,11 +98,17 @@ class Seq2SeqComposer(Composer):
             hole=example.hole,
         )
 
-    def _refuse_unknown(self, text: str) -> None:
-        """Raise a BadSample where a code of a picture is none of the model's: it would be spelled."""
+    def _refuse_other_codes(self, text: str) -> None:
+        """Raise a BadSample where a picture's codes are none of the model's (they would be spelled), or not as many."""
         unknown = next((one for one, laid in pieces(text) if laid and self.tokenizer.symbol(one) is None), None)
         if unknown is not None:
             raise BadSample(f"{unknown} is no code of the model: its codebook has fewer (model.codes) than the data's")
+        codes = sum(laid for _, laid in pieces(text))
+        if self.picture_codes not in (None, codes):
+            raise BadSample(
+                f"{codes} image codes, the model writes {self.picture_codes} of a picture (model.code_image_size): in "
+                "another raster each would stand elsewhere"
+            )
 
     def _prompt(self, example: Example, ids: list[int]) -> list[int]:
         """Return what the decoder reads of the source before the suffix: all but its start, with or without its end."""

@@ -77,6 +77,11 @@ class Config(Section):
         return None
 
     @property
+    def picture_codes(self) -> int | None:
+        """Return how many codes a picture that is written has; None: none is written."""
+        return None
+
+    @property
     def joint_width(self) -> int:
         """Return the numbers of a feature that rows are compared by; 0 where none are."""
         return 0

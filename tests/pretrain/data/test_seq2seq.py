@@ -183,6 +183,15 @@ def test_codes_that_the_model_has_not_are_not_spelled(words):
         composer(words).row(Example("a", [], suffix=suffix, codes=True), [])
 
 
+def test_codes_of_another_raster_are_not_written_into_the_models(words):
+    """Nine codes in rows of two would each but the first two stand at another place of the picture."""
+    four, nine = (" ".join(symbol(NAMES[n % 8]) for n in range(count)) for count in (4, 9))
+    make = composer(words, written=16, picture_codes=ofa.Config(code_image_size=16).picture_codes)
+    assert len(make.row(Example("a", [], suffix=four, codes=True), []).decoder) == 5
+    with pytest.raises(BadSample, match=r"9 image codes, the model writes 4 of a picture \(model\.code_image_size\)"):
+        make.row(Example("a", [], suffix=nine, codes=True), [])
+
+
 def test_a_decoder_without_room_is_refused(words):
     with pytest.raises(ConfigError, match="2 places has no room"):
         composer(words, opening=(words.end, words.start), written=2)
