@@ -67,6 +67,10 @@ class Eval(base.Eval):
         measure = grounding.iou if grid is None else grounding.covered
         rows: list[tuple[Any, dict[str, float]]] = []
         for batch in self.batches(features, asked=True):
+            if not all(meta[BOX] for meta in batch.meta):
+                raise ConfigError(
+                    f"evals.grounding.reader: {next(iter(self.config.reader))} gives no boxes; take grounding"
+                )
             cards = []
             for name, found, meta in zip(base.names(batch), finds(features, batch), batch.meta):
                 truth = meta[BOX]

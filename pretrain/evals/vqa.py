@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from pretrain.batch import Batch
+from pretrain.config import ConfigError
 from pretrain.data import symbols
 from pretrain.data.asked import GIVEN, read_answers, spelled
 from pretrain.evals import base
@@ -41,7 +42,9 @@ class Config(base.Config):
             raise ValueError("likeliest and among_answers are for how: rank")
         if self.how == "answers":
             refuse_rules(self.write)
-            if "length_penalty" not in self.write.model_fields_set:  # OFA's beams are not normalised
+            if (
+                self.write.beams > 1 and "length_penalty" not in self.write.model_fields_set
+            ):  # OFA's beams are not normalised
                 self.write = self.write.model_copy(update={"length_penalty": 0.0})
         return self
 
@@ -65,6 +68,8 @@ class Eval(base.Eval):
         rows = []
         for batch in self.batches(features, asked=True):
             answers = self._answers(features, batch, listed, tokens, rule)
+            if not all("answer_scores" in meta for meta in batch.meta):
+                raise ConfigError(f"evals.vqa.reader: {next(iter(self.config.reader))} gives no answers; take vqa")
             cards = []
             for name, answer, meta in zip(base.names(batch), answers, batch.meta):
                 right = agreement(answer, meta.get(self.config.people), meta["answer_scores"])

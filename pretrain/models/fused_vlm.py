@@ -200,7 +200,8 @@ class FusedEncodings(vlm.Encodings):
         # ranks with and without pictures call the same modules: ZeRO-3 waits for all
         size, like = self.model.config.vision.image_size, self.model.bridge.linear.weight
         nothing_1CHW = torch.zeros(1, 3, size, size, dtype=like.dtype, device=like.device)
-        return self.model.vision(nothing_1CHW, draw_N=torch.zeros(1, dtype=torch.long, device=like.device))
+        with self.model.vision.unseen():
+            return self.model.vision(nothing_1CHW, draw_N=torch.zeros(1, dtype=torch.long, device=like.device))
 
     @cached_property
     def _bridged(self) -> Tensor:

@@ -9,6 +9,7 @@ a row, C = numbers of a feature.
 """
 
 import math
+from contextlib import nullcontext
 from typing import Literal, NamedTuple
 
 import torch
@@ -123,7 +124,8 @@ class Cells(nn.Module):
         if not there:
             image_NCHW = torch.zeros(1, 3, self.size, self.size, dtype=torch.uint8, device=device)
             owner_N = torch.zeros(1, dtype=torch.long, device=device)
-        cell_NPC = self._pooled(self.tower(image_NCHW).tokens_NPC)
+        with nullcontext() if there else self.tower.unseen():
+            cell_NPC = self._pooled(self.tower(image_NCHW).tokens_NPC)
         if len(owner_N) > rows * most:
             raise ConfigError(f"model.vision.images: {len(owner_N)} pictures for {rows} rows of {most}; set it to 2")
         count = cell_NPC.shape[1]

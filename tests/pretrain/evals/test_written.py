@@ -198,6 +198,12 @@ def test_nothing_of_the_answer_is_shown(corpus: Path) -> None:
 def test_refusals(corpus: Path) -> None:
     with pytest.raises(ConfigError, match=r"evals.captioning needs \['generate'\], the model provides \['image'"):
         base.refuse_unserved({"captioning": None}, ("image", "text"))
+    for name, reader, missing in (("vqa", "caption", "answers"), ("entailment", "vqa", "labels")):
+        with pytest.raises(ConfigError, match=rf"evals\.{name}\.reader: {reader} (gives|has) no {missing}"):
+            run(corpus, name, lambda meta: "x", reader={reader: {}})
+    with pytest.raises(ConfigError, match=r"evals\.grounding\.reader: caption gives no boxes; take grounding"):
+        boxes = {"instruction": {"ofa": {"tasks": ["caption"], "boxes": {"bins": 33}}}}
+        run(corpus, "grounding", lambda meta: "x", reader={"caption": {}}, **boxes)
     for name, keys in (("vqa", {"how": "answers", "answers": COLOURS}), ("grounding", {})):
         for rule in ("no_repeat", "min_tokens"):
             with pytest.raises(ConfigError, match="no_repeat and min_tokens are for free text"):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pretrain.config import ConfigError
-from pretrain.models import fused_vlm, fusion, vlm
+from pretrain.models import fused_vlm, fusion, vision, vlm
 from pretrain.models.cache import Cache
 from pretrain.models.candidates import log_likelihood
 from pretrain.models.fusion import Stream
@@ -152,6 +152,17 @@ def written(model, batch, tokens_BU: Tensor, *steps: int) -> Tensor:
     """Return logits of tokens, written in steps of so many with one cache."""
     memory, cache = model.remember(batch), Cache()
     return torch.cat([model.write(part, memory, cache) for part in tokens_BU.split(list(steps), 1)], 1)
+
+
+def test_a_picture_that_is_not_there_is_in_no_statistics() -> None:
+    """A tower with batch norms, on a rank whose batch is text alone: what evaluation uses stays as it was."""
+    section = fused.section()
+    section.vision = vision.Config(name="resnet18", image_size=32, args={"layers": [1, 1, 1, 1]})
+    model = fused_vlm.FusedVLM.build(section, fused.WORDS).double().train()
+    batch = dataclasses.replace(fused.batch(2), image_NCHW=None, owner_N=None)
+    model(batch).fuse(batch.tokens_BT, batch.blocks_BT, valid_BT=batch.valid_BT).sum().backward()
+    norm = model.vision.trunk.bn1
+    assert norm.num_batches_tracked == 0 and not norm.running_mean.any() and norm.training
 
 
 @pytest.mark.check("univl", 4)
