@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pretrain import registry
+from pretrain import recipe, registry
 from pretrain.batch import Example
 from pretrain.config import ConfigError, build
 from pretrain.data import bins, synthetic, tokenizer
@@ -143,6 +143,12 @@ def test_translations(corpus: Path) -> None:
     pytest.importorskip("sacrebleu")
     found, _ = run(corpus, "translation", lambda meta: meta["translation"]["de"], lowercase=True)
     assert found["BLEU"].value == pytest.approx(1.0)
+
+
+def test_what_a_score_needs_is_missed_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="BLEU of translations needs sacrebleu"):
+        recipe.plug_ins("pretrain.evals", {"translation": {"data": "a.tar"}})
 
 
 def test_surprise_is_what_the_model_doubts(corpus: Path) -> None:
