@@ -76,6 +76,10 @@ class Config(Section):
         """Return the most boxes of a row and the numbers of a box's feature; None: no detector's features are read."""
         return None
 
+    def grid(self) -> tuple[int, int] | None:
+        """Return the rows and columns of cells that it can name, of a picture; None: it names none."""
+        return None
+
     @property
     def picture_codes(self) -> int | None:
         """Return how many codes a picture that is written has; None: none is written."""

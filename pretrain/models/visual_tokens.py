@@ -180,6 +180,18 @@ def build(config: Config) -> Regions | Cells:
     return found
 
 
+def grid(config: Config) -> tuple[int, int]:
+    """Return the rows and columns of a tower's cells, from shapes alone: nothing is computed, no file is read."""
+    bare = config.model_copy(deep=True)
+    assert bare.tower is not None, "a detector's regions are no grid"
+    bare.tower.weights = None
+    with torch.device("meta"):
+        made = Cells(bare)
+        picture_1CHW = torch.zeros(1, 3, made.size, made.size)
+        side = math.isqrt(made.eval()._pooled(made.tower(picture_1CHW).tokens_NPC).shape[1])
+    return side, side
+
+
 def _laid_out(x_KX: Tensor, owner_K: Tensor, place_K: Tensor, rows: int, most: int) -> Tensor:
     """Return things by row [B, most, ...], zero where a row has fewer."""
     return x_KX.new_zeros(rows, most, *x_KX.shape[1:]).index_put((owner_K, place_K), x_KX)
