@@ -157,7 +157,8 @@ def build_composer(model: models.Config, words: Tokenizer) -> Composer:
     if written is None:
         return Composer(words, context_length=given, beyond=model.beyond, pictures=model.pictures)
     opening = model.opening(vocabulary(words))
-    return Seq2SeqComposer(words, context_length=given, written=written, opening=opening, pictures=model.pictures)
+    sees = {"pictures": model.pictures, "regions": model.regions is not None, "picture_codes": model.picture_codes}
+    return Seq2SeqComposer(words, context_length=given, written=written, opening=opening, **sees)
 
 
 def build_transform(model: models.Config) -> Transform:
@@ -239,6 +240,13 @@ def refuse_misplaced(recipe: Recipe) -> None:
                     f"objectives.{name} compares the rows of a step, and data.blend has two mini-batches a step; leave "
                     "part out, or the objective"
                 )
+    shown = [source.regions or recipe.data.regions for source in (blend or [recipe.data])]
+    if recipe.model.regions and not any(section is not None and section.features for section in shown):
+        raise config.ConfigError(
+            "data.regions: model.vision.source=region sees a detector's regions, and no data gives any; set "
+            "data.regions={boxes: ..., features: ...}, or take model.vision.source=grid or patch with a tower"
+        )
+    refuse_other_grid(recipe)
     look = recipe.model.look
     other = next((source for source in blend if source.image_size not in (None, look.size)), None)
     if other is not None and not look.sizes:
@@ -246,6 +254,27 @@ def refuse_misplaced(recipe: Recipe) -> None:
             f"data.blend: image_size {other.image_size}, but {recipe.model.name} reads pictures of {look.size} pixels "
             "alone; leave image_size out"
         )
+
+
+def refuse_other_grid(recipe: Recipe) -> None:
+    """Raise a ConfigError where an instruction names cells of another grid than the one that the model sees."""
+    laid = {"data.instruction": recipe.data.instruction}
+    laid |= {f"data.blend.{n}.instruction": source.instruction or {} for n, source in enumerate(recipe.data.blend)}
+    laid |= {f"evals.{name}.instruction": section.instruction for name, section in recipe.evals.items()}
+    asked = {
+        f"{where}.{paper}.grid": tuple(keys["grid"])
+        for where, section in laid.items()
+        for paper, keys in section.items()
+        if keys and keys.get("grid")
+    }
+    sees = recipe.model.grid() if asked else None
+    for where, grid in asked.items():
+        if grid != sees:
+            what = "names no cells of pictures" if sees is None else f"sees {sees[0]} x {sees[1]} of a picture"
+            raise config.ConfigError(
+                f"{where}: {grid[0]} x {grid[1]} cells, and the model {what}; "
+                + ("leave it out" if sees is None else f"set it to {list(sees)}, or model.vision.cells")
+            )
 
 
 def architecture(recipe: Recipe, words: Tokenizer) -> dict[str, Any]:

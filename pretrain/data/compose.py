@@ -55,13 +55,15 @@ class Composer:
         context_length: int,
         beyond: int = 1,
         pictures: tuple[int, str] | None = None,
+        regions: bool = False,
     ) -> None:
         """Compose for a model with places for `context_length` tokens, which writes `beyond` more.
 
-        `pictures`: the most that it reads of a sample, and what to do about more; None: any number.
+        `pictures`: the most that it reads of a sample, and what to do about more; None: any number. `regions`: of a
+        picture it sees what a detector has found, and nothing else.
         """
         tokenizer.wrap([], context_length)  # refuses a context without room for the specials
-        self.pictures = pictures
+        self.pictures, self.regions = pictures, regions
         self.tokenizer = tokenizer
         self.context_length, self.beyond = context_length, beyond
 
@@ -83,6 +85,11 @@ class Composer:
         if self.pictures is not None and len(images) > self.pictures[0]:
             raise BadSample(
                 f"{len(images)} pictures, the model reads {self.pictures[0]} of a sample; {self.pictures[1]}"
+            )
+        if self.regions and images and example.region_KC is None:
+            raise BadSample(
+                "a picture without features of its regions, and model.vision.source=region sees nothing else; set "
+                "regions with features beside the reader, or take a tower"
             )
         same = example.group or " ".join(f"{example.prefix} {example.suffix}".split()).lower()
         return kind(

@@ -20,6 +20,7 @@ from pretrain.batch import Batch, Example
 from pretrain.config import ConfigError
 from pretrain.data.compose import CHARACTERS, IGNORE, Composer, Row, padded
 from pretrain.data.decode import BadSample, Pixels
+from pretrain.data.symbols import pieces
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.data.trie import Trie
 
@@ -47,16 +48,20 @@ class Seq2SeqComposer(Composer):
         written: int,
         opening: tuple[int, ...],
         pictures: tuple[int, str] | None = None,
+        regions: bool = False,
+        picture_codes: int | None = None,
     ) -> None:
-        """`context_length` tokens are read at most, `written` places of the decoder filled; `pictures`: see Composer.
+        """`context_length` tokens are read at most, `written` places of the decoder filled; the rest as in Composer.
+
+        `picture_codes`: those of a picture that the model writes; None: any number.
 
         Raises:
             ConfigError: a length without room for the specials.
         """
-        super().__init__(tokenizer, context_length=context_length, pictures=pictures)
+        super().__init__(tokenizer, context_length=context_length, pictures=pictures, regions=regions)
         if written <= len(opening):
             raise ConfigError(f"model: a decoder of {written} places has no room for its start and a word")
-        self.written, self.opening = written, opening
+        self.written, self.opening, self.picture_codes = written, opening, picture_codes
         self._tries: dict[int, tuple[tuple[str, ...], Trie]] = {}
 
     def row(self, example: Example, images: list[Pixels]) -> PairRow:
@@ -64,6 +69,8 @@ class Seq2SeqComposer(Composer):
         source = self.tokenizer.ids(example.prefix[: CHARACTERS * self.context_length])
         ids = self.tokenizer.wrap(source, self.context_length)
         said = self.tokenizer.ids(example.suffix[: CHARACTERS * self.written])
+        if example.codes and example.suffix:  # in a question nothing is said
+            self._refuse_other_codes(example.suffix)
         given = [*self.opening, *self._prompt(example, ids)]
         room = self.written - len(given)
         if example.codes and len(said) > room:
@@ -90,6 +97,18 @@ class Seq2SeqComposer(Composer):
             codes=example.codes,
             hole=example.hole,
         )
+
+    def _refuse_other_codes(self, text: str) -> None:
+        """Raise a BadSample where a picture's codes are none of the model's (they would be spelled), or not as many."""
+        unknown = next((one for one, laid in pieces(text) if laid and self.tokenizer.symbol(one) is None), None)
+        if unknown is not None:
+            raise BadSample(f"{unknown} is no code of the model: its codebook has fewer (model.codes) than the data's")
+        codes = sum(laid for _, laid in pieces(text))
+        if self.picture_codes not in (None, codes):
+            raise BadSample(
+                f"{codes} image codes, the model writes {self.picture_codes} of a picture (model.code_image_size): in "
+                "another raster each would stand elsewhere"
+            )
 
     def _prompt(self, example: Example, ids: list[int]) -> list[int]:
         """Return what the decoder reads of the source before the suffix: all but its start, with or without its end."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
+from pretrain.config import ConfigError
 from pretrain.data import symbols
 from pretrain.data.asked import GIVEN, spelled
 from pretrain.data.readers import base as readers
@@ -35,7 +36,12 @@ class Eval(base.Eval):
     def run(self, features: base.Features) -> dict[str, Score]:
         """Return accuracy and, where a sentence has several pictures, consistency."""
         self.examples = None
-        labels = list(readers.make(self.config.reader).config.labels.values())
+        reader = readers.make(self.config.reader)
+        if not hasattr(reader.config, "labels"):
+            raise ConfigError(
+                f"evals.entailment.reader: {next(iter(self.config.reader))} has no labels; take entailment or sentences"
+            )
+        labels = list(reader.config.labels.values())
         spoken = spelled(labels, self.instruction(), features.transform.size)
         tokens = [features.composer.tokenizer.ids(label) for label in spoken]
         rule = Answers(tokens, end=features.composer.tokenizer.end)

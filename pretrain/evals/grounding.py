@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from pretrain.batch import Batch
@@ -22,7 +22,7 @@ from pretrain.evals import base
 from pretrain.metrics import grounding
 from pretrain.metrics.interval import Score, mean
 from pretrain.models.constraints import Exactly
-from pretrain.models.writing import Options
+from pretrain.models.writing import Options, refuse_rules
 
 Box = list[float]
 
@@ -34,6 +34,11 @@ class Config(base.Config):
     write: Options = Options(beams=5)  #: how bins are written
     threshold: float = Field(default=0.5, gt=0, le=1)  #: intersection over union that is enough
     examples: int = Field(default=6, ge=0)  #: expressions that the report shows
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Config":
+        refuse_rules(self.write)
+        return self
 
 
 class Eval(base.Eval):
@@ -62,6 +67,10 @@ class Eval(base.Eval):
         measure = grounding.iou if grid is None else grounding.covered
         rows: list[tuple[Any, dict[str, float]]] = []
         for batch in self.batches(features, asked=True):
+            if not all(meta[BOX] for meta in batch.meta):
+                raise ConfigError(
+                    f"evals.grounding.reader: {next(iter(self.config.reader))} gives no boxes; take grounding"
+                )
             cards = []
             for name, found, meta in zip(base.names(batch), finds(features, batch), batch.meta):
                 truth = meta[BOX]

@@ -28,11 +28,14 @@ class Eval(base.Eval):
         rows: list[tuple[Any, float, int, int]] = []
         for batch in self.batches(features, asked=True):
             room = features.asked.room(batch)
-            texts = [words.ids(meta[SAID])[: most - 1] for meta, most in zip(batch.meta, room)]
+            whole = [words.ids(meta[SAID]) for meta in batch.meta]
+            texts = [ids[: most - 1] for ids, most in zip(whole, room)]
             likely = features.likelihood(batch, texts).tolist()
-            for name, found, text, meta in zip(base.names(batch), likely, texts, batch.meta):
-                size = len(symbols.plain(meta[SAID]).encode())
-                rows.append((name, -found, len(text) + 1, max(1, size)))
+            for name, found, text, ids, meta in zip(base.names(batch), likely, texts, whole, batch.meta):
+                said = (
+                    symbols.plain(meta[SAID]) if len(text) == len(ids) else words.decode(text)
+                )  # bytes that are scored
+                rows.append((name, -found, len(text) + 1, max(1, len(said.encode()))))
         rows = base.everyone(rows)
         surprise = [row[1] for row in rows]
         return {

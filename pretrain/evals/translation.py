@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pretrain import dist
 from pretrain.evals import base
@@ -18,6 +18,11 @@ class Config(base.Config):
     write: Options = Options(beams=5, max_tokens=40)
     lowercase: bool = False  #: compare in lower case, as the recipe of Multi30K does
     examples: int = Field(default=6, ge=0)  #: sentences that the report shows
+
+    @model_validator(mode="after")
+    def _found(self) -> "Config":
+        translation.refuse_without_sacrebleu()
+        return self
 
 
 class Eval(base.Eval):

@@ -2,7 +2,8 @@
 
 Answers are written freely; or one of a list is written, word by word (`answers`); or the likeliest of the list is taken
 (`rank`: Wang et al. 2022, arXiv:2202.03052; with `likeliest: 128` and `among_answers: false` as Li et al. 2021,
-arXiv:2107.07651). Soft accuracy where the json holds what people said, else the answer's weight: metrics/vqa.py.
+arXiv:2107.07651). Both compare answers by their log-probabilities, whatever their lengths, unless `write` names a
+length_penalty. Soft accuracy where the json holds what people said, else the answer's weight: metrics/vqa.py.
 """
 
 from typing import Any, Literal
@@ -10,13 +11,14 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from pretrain.batch import Batch
+from pretrain.config import ConfigError
 from pretrain.data import symbols
 from pretrain.data.asked import GIVEN, read_answers, spelled
 from pretrain.evals import base
 from pretrain.metrics import vqa
 from pretrain.metrics.interval import Score
 from pretrain.models.constraints import Answers
-from pretrain.models.writing import Options
+from pretrain.models.writing import Options, refuse_rules
 
 
 class Config(base.Config):
@@ -38,6 +40,12 @@ class Config(base.Config):
             raise ValueError("answers: a list or a file for how: answers and how: rank, nothing for how: free")
         if self.how != "rank" and (self.likeliest is not None or not self.among_answers):
             raise ValueError("likeliest and among_answers are for how: rank")
+        if self.how == "answers":
+            refuse_rules(self.write)
+            if (
+                self.write.beams > 1 and "length_penalty" not in self.write.model_fields_set
+            ):  # OFA's beams are not normalised
+                self.write = self.write.model_copy(update={"length_penalty": 0.0})
         return self
 
 
@@ -60,6 +68,8 @@ class Eval(base.Eval):
         rows = []
         for batch in self.batches(features, asked=True):
             answers = self._answers(features, batch, listed, tokens, rule)
+            if not all("answer_scores" in meta for meta in batch.meta):
+                raise ConfigError(f"evals.vqa.reader: {next(iter(self.config.reader))} gives no answers; take vqa")
             cards = []
             for name, answer, meta in zip(base.names(batch), answers, batch.meta):
                 right = agreement(answer, meta.get(self.config.people), meta["answer_scores"])

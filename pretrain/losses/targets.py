@@ -17,6 +17,18 @@ def next_words(labels_BT: Tensor) -> Tensor:
     return torch.cat([labels_BT[:, 1:], torch.full_like(labels_BT[:, :1], IGNORE)], 1)
 
 
+def written_blocks(labels_BT: Tensor, valid_BT: Tensor, prompt_block: int) -> Tensor:
+    """Return the blocks of causal text behind what is given, int64 [B, T], as it is read when a model writes.
+
+    Args:
+        labels_BT: IGNORE where a token is given.
+        valid_BT: False on padding.
+        prompt_block: 0: what is given is read both ways; 1: it is causal too.
+    """
+    given_BT = valid_BT & (labels_BT == IGNORE)
+    return torch.where(given_BT, prompt_block, torch.ones_like(labels_BT))
+
+
 class Cloze(NamedTuple):
     """A text with hidden words."""
 

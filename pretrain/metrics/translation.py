@@ -20,8 +20,7 @@ def bleu(written: Sequence[str], references: Sequence[Sequence[str]], *, lowerca
     Raises:
         ConfigError: sacrebleu is missing.
     """
-    if importlib.util.find_spec("sacrebleu") is None:
-        raise ConfigError("BLEU of translations needs sacrebleu: pip install diptych[tools]")
+    refuse_without_sacrebleu()
     from sacrebleu.metrics import BLEU
 
     metric = BLEU(lowercase=lowercase, effective_order=True)  # for the counts of a sentence; the order is set below
@@ -36,3 +35,9 @@ def bleu(written: Sequence[str], references: Sequence[Sequence[str]], *, lowerca
         return BLEU.compute_bleu(*counts, smooth_method="exp").score / 100  # as corpus_bleu by default
 
     return resampled(rows, score, unit="points")
+
+
+def refuse_without_sacrebleu() -> None:
+    """Raise a ConfigError where sacrebleu is missing."""
+    if importlib.util.find_spec("sacrebleu") is None:
+        raise ConfigError("BLEU of translations needs sacrebleu: pip install diptych[tools]")

@@ -76,6 +76,15 @@ class Config(Section):
         """Return the most boxes of a row and the numbers of a box's feature; None: no detector's features are read."""
         return None
 
+    def grid(self) -> tuple[int, int] | None:
+        """Return the rows and columns of cells that it can name, of a picture; None: it names none."""
+        return None
+
+    @property
+    def picture_codes(self) -> int | None:
+        """Return how many codes a picture that is written has; None: none is written."""
+        return None
+
     @property
     def joint_width(self) -> int:
         """Return the numbers of a feature that rows are compared by; 0 where none are."""
@@ -189,3 +198,17 @@ class Writer(Model):
         With a cache the tokens follow those that it holds, whose keys and values are not computed again.
         """
         raise NotImplementedError
+
+    def room(self, memory: Memory) -> Tensor | None:
+        """Return how many tokens it can write in each row [B], the end token among them; None: as many as it may."""
+        return None
+
+    def refuse_longer(self, memory: Memory, tokens_B: Tensor) -> None:
+        """Raise a ConfigError where a row is to have more tokens than the model has places for."""
+        room_B = self.room(memory)
+        if room_B is not None and bool((tokens_B > room_B).any()):
+            row = int((tokens_B - room_B).argmax())
+            raise ConfigError(
+                f"model.text.context_length: {int(tokens_B[row])} tokens, the end among them, do not fit behind what "
+                f"is given, where the model has places for {int(room_B[row])}; write less, or shorten the prompt"
+            )

@@ -36,10 +36,14 @@ def log_likelihood(
         texts: tokens of each row, without the end token.
         prompts: tokens of each row that the decoder reads first.
         constraint: probabilities are those of a softmax over what it allows, which must include the texts.
+
+    Raises:
+        ConfigError: the model has no places for a text behind what its row is given.
     """
     given = [[*model.first, *prompt] for prompt in (prompts or [[]] * len(texts))]
     said = [[*text, model.end] for text in texts]
     device = memory.states_BSC.device
+    model.refuse_longer(memory, torch.tensor([len(one) for one in said], device=device))
     rows = [[*before, *text[:-1]] for before, text in zip(given, said, strict=True)]
     read_RU = _pad(rows, model.end).to(device)  # a decoder never looks to the right: padding there is exact
     said_RL = _pad(said, IGNORE).to(device)

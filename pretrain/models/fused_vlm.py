@@ -89,7 +89,9 @@ class FusedVLM(vlm.VLM, base.Writer):
         places_BT = None
         if cache is not None:  # a prompt is padded on its right, what is written comes after it
             assert stream.valid_BS is not None
-            places_BT = (stream.valid_BS.long().cumsum(1) - 1).clamp(min=0)[:, -length:]
+            places_BT = (stream.valid_BS.long().cumsum(1) - 1)[:, -length:]
+            # a row that is done goes on with its batch, of which others have shorter prompts: what it says is not read
+            places_BT = places_BT.clamp(0, self.config.text.context_length - 1)
         with record_function("text tower"):
             text_BTC = self.text(tokens_BT, mask_B1TS=stream.mask(length), places_BT=places_BT, cache=cache).tokens_BTC
         return self.fused(text_BTC, stream, sight, cache=cache, text_B=text_B)
@@ -151,6 +153,10 @@ class FusedVLM(vlm.VLM, base.Writer):
             cache.drop(1)  # the next word must not read that there was a mask here
         return self.lm_logits(torch.cat(states, 1))
 
+    def room(self, memory: base.Memory) -> Tensor:
+        """Return how many tokens it can write behind the prompt of each row [B]."""
+        return self.config.text.context_length + self.config.beyond - memory.beside["given_BG"].sum(1)
+
     def _next(self, tokens_BU: Tensor, memory: base.Memory, cache: Cache) -> Tensor:
         """Return states [B, U, C] of tokens that follow those of a cache; of the prompt, its last one."""
         prompt_BG, given_BG = memory.beside["prompt_BG"], memory.beside["given_BG"]
@@ -159,10 +165,11 @@ class FusedVLM(vlm.VLM, base.Writer):
         if start:
             tokens_BU = torch.cat([prompt_BG, tokens_BU[:, 1:]], 1)
         written = cache.length + tokens_BU.shape[1] - given
-        if given + written > self.config.text.context_length:
+        shortest = int(given_BG.sum(1).min())  # rows with longer prompts are done before, see `states`
+        if shortest + written > self.config.text.context_length:
             raise ConfigError(
                 f"model.text.context_length: {self.config.text.context_length} tokens are too few for a prompt of "
-                f"{given} and {written} written after it; write less, or shorten the prompt"
+                f"{shortest} and {written} written after it; write less, or shorten the prompt"
             )
         new_BW = torch.ones(rows, written, dtype=torch.long, device=tokens_BU.device)
         blocks_BS = torch.cat([torch.full_like(prompt_BG, self.prompt_block), new_BW], 1)
@@ -193,7 +200,8 @@ class FusedEncodings(vlm.Encodings):
         # ranks with and without pictures call the same modules: ZeRO-3 waits for all
         size, like = self.model.config.vision.image_size, self.model.bridge.linear.weight
         nothing_1CHW = torch.zeros(1, 3, size, size, dtype=like.dtype, device=like.device)
-        return self.model.vision(nothing_1CHW, draw_N=torch.zeros(1, dtype=torch.long, device=like.device))
+        with self.model.vision.unseen():
+            return self.model.vision(nothing_1CHW, draw_N=torch.zeros(1, dtype=torch.long, device=like.device))
 
     @cached_property
     def _bridged(self) -> Tensor:

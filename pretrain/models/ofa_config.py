@@ -107,6 +107,11 @@ class Config(base.Config):
         return 1, "paste them side by side into one"
 
     @property
+    def picture_codes(self) -> int | None:
+        """Return the places of the raster that codes are written in."""
+        return (self.code_image_size // CODE_PIXELS) ** 2
+
+    @property
     def vocabulary_size(self) -> int | None:
         """Return the ids that the config fixes, codes and bins included."""
         return self.vocab_size

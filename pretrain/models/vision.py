@@ -3,7 +3,8 @@
 Shapes: N = images, P = patches (or grid cells), C = trunk width, E = joint embedding width.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import timm
@@ -115,6 +116,18 @@ class VisionTower(nn.Module):
             return Output(self._tokens(features), None)
         tokens_NPC, pooled_NC = self._pooled(features)
         return Output(tokens_NPC, self.projection(pooled_NC), pooled_NC)
+
+    @contextmanager
+    def unseen(self) -> Iterator[None]:
+        """Let a stand-in for missing pictures pass: batch norms take no statistics of it, nor count it."""
+        norms = [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+        for norm in norms:
+            norm.eval()
+        try:
+            yield
+        finally:
+            for norm in norms:
+                norm.train()
 
     def _pooled(self, features: Tensor) -> tuple[Tensor, Tensor]:
         return self._tokens(features), self.trunk.forward_head(features, pre_logits=True)

@@ -9,6 +9,7 @@ a row, C = numbers of a feature.
 """
 
 import math
+from contextlib import nullcontext
 from typing import Literal, NamedTuple
 
 import torch
@@ -123,7 +124,8 @@ class Cells(nn.Module):
         if not there:
             image_NCHW = torch.zeros(1, 3, self.size, self.size, dtype=torch.uint8, device=device)
             owner_N = torch.zeros(1, dtype=torch.long, device=device)
-        cell_NPC = self._pooled(self.tower(image_NCHW).tokens_NPC)
+        with nullcontext() if there else self.tower.unseen():
+            cell_NPC = self._pooled(self.tower(image_NCHW).tokens_NPC)
         if len(owner_N) > rows * most:
             raise ConfigError(f"model.vision.images: {len(owner_N)} pictures for {rows} rows of {most}; set it to 2")
         count = cell_NPC.shape[1]
@@ -176,6 +178,18 @@ def build(config: Config) -> Regions | Cells:
         kind = "patch" if patches else "grid"
         raise ConfigError(f"model.vision.source: the cells of {found.tower.config.name} are those of source={kind}")
     return found
+
+
+def grid(config: Config) -> tuple[int, int]:
+    """Return the rows and columns of a tower's cells, from shapes alone: nothing is computed, no file is read."""
+    bare = config.model_copy(deep=True)
+    assert bare.tower is not None, "a detector's regions are no grid"
+    bare.tower.weights = None
+    with torch.device("meta"):
+        made = Cells(bare)
+        picture_1CHW = torch.zeros(1, 3, made.size, made.size)
+        side = math.isqrt(made.eval()._pooled(made.tower(picture_1CHW).tokens_NPC).shape[1])
+    return side, side
 
 
 def _laid_out(x_KX: Tensor, owner_K: Tensor, place_K: Tensor, rows: int, most: int) -> Tensor:

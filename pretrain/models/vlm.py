@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.profiler import record_function
 
 from pretrain.batch import Batch
+from pretrain.config import ConfigError
 from pretrain.models import base
 from pretrain.models import fusion as fusions
 from pretrain.models import text as text_towers
@@ -227,6 +228,19 @@ class Encodings:
 
     @property
     def sides(self) -> dict[str, Tensor]:
-        """Both sides, unit norm [rows, E], and where the batch has them the hashes of captions [rows]."""
+        """Both sides, unit norm [rows, E], and where the batch has them the hashes of captions [rows].
+
+        Raises:
+            ConfigError: see `refuse_unpaired`.
+        """
+        self.refuse_unpaired()
         found = {"image": self.image, "text": self.text}
         return found if self.batch.caption_B is None else {**found, "caption": self.batch.caption_B}
+
+    def refuse_unpaired(self) -> None:
+        """Raise a ConfigError where rows have no picture, or several: nobody says which one a text belongs to."""
+        if len(self.image) != len(self.batch):
+            raise ConfigError(
+                f"data: {len(self.image)} pictures in {len(self.batch)} rows, and an objective compares each text with "
+                "its picture; take readers that give one a sample, or leave that objective out"
+            )

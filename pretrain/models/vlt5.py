@@ -63,6 +63,10 @@ class Config(base.Config):
         """Return the boxes of a row and the numbers of a box's feature, where a detector gives them."""
         return (self.vision.regions, self.vision.width) if self.vision.source == "region" else None
 
+    def grid(self) -> tuple[int, int] | None:
+        """Return the cells of a picture where a tower gives them."""
+        return visual_tokens.grid(self.vision) if self.vision.tower else None
+
     @property
     def from_scratch(self) -> bool:
         """Return whether all weights are drawn."""

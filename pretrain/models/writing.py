@@ -45,6 +45,12 @@ class Options(Section):
         return self
 
 
+def refuse_rules(options: Options) -> None:
+    """Raise a ValueError where options forbid tokens of a text whose tokens a constraint chooses."""
+    if options.no_repeat or options.min_tokens:
+        raise ValueError("write: no_repeat and min_tokens are for free text, here a list or a range says what may come")
+
+
 class Hypothesis(NamedTuple):
     """A text as tokens: without what was given (the decoder's first tokens, the prompt) and without its end token."""
 
@@ -90,9 +96,12 @@ class Pen:
         self.tokens_RU = self._given_RP[:, : min(len(one) for one in given)]
         self.longest = options.max_tokens if constraint is None else constraint.longest
         self.most_R = torch.full_like(self.given_R, self.longest)
+        free_R = model.room(self.memory)
         if room is not None:
             free_R = torch.tensor(room, device=device).repeat_interleave(copies)
+        if free_R is not None:
             self.most_R = torch.minimum(self.most_R, free_R)
+        model.refuse_longer(self.memory, self.most_R)
         self._state_R = None if constraint is None else constraint.start(rows * copies, device)
         self._cache = Cache() if cached else None
         self._seen = 0
@@ -147,7 +156,10 @@ class Pen:
     def idle(self) -> None:
         """Call the model as other ranks do, which are not done yet, and forget what it said."""
         if self._cache is None:
-            self.model.write(self.tokens_RU, self.memory, None)
+            self.model.write(self.tokens_RU[:, :-1], self.memory, None)
+        elif self._cache.length > 1:  # the last token that was read once more: behind it there may be no place
+            self._cache.drop(1)
+            self.model.write(self.tokens_RU[:, -2:-1], self.memory, self._cache)
         else:
             self.model.write(self.tokens_RU[:, -1:], self.memory, self._cache)
             self._cache.drop(1)

@@ -64,7 +64,7 @@ class Objective(base.Objective):
         """Return this batch's share of the loss, and the share of pairs that are told right."""
         batch, apart_BB = encodings.batch, prepared.draws["apart_BB"]
         assert batch.tokens_BT is not None
-        assert len(encodings.image) == len(batch), "one picture a row"
+        encodings.refuse_unpaired()
         row_B = torch.arange(len(batch), device=apart_BB.device)
         image_B, text_B = self.negatives(encodings, apart_BB)
         states_PTC = encodings.fuse(

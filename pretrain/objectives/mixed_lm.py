@@ -5,6 +5,7 @@ Liu et al. 2021, arXiv:2112.05587: the idea only, no code was published; the rec
     L = mlm * -(1 / hidden words) sum over bidirectional rows of log p(y_t | the rest, picture)
       + lm  * -(1 / words)        sum over causal rows of log p(y_t | y_<t, picture)
 
+What is given to a row, its prompt, is read both ways under either mask, as it is when the model writes behind it.
 Both counts are those of the whole step, so that the weight of a word does not hang on how many rows each rank drew.
 
     shifted         causal rows are whole and say the next word (Li et al. 2022, BLIP, arXiv:2201.12086)
@@ -24,7 +25,7 @@ from pretrain import dist
 from pretrain.batch import Batch
 from pretrain.config import ConfigError
 from pretrain.draws import uniform
-from pretrain.losses.targets import Hiding, next_words
+from pretrain.losses.targets import Hiding, next_words, written_blocks
 from pretrain.losses.tokens import IGNORE, count_B, token_sum
 from pretrain.models.fused_vlm import FusedEncodings
 from pretrain.objectives import base
@@ -56,7 +57,7 @@ class Objective(base.Objective):
             ConfigError: it does not.
         """
         self.hiding = Hiding(self.config.share, *base.vocabulary_of(model))
-        self.end = model.words.end
+        self.end, self.prompt_block = model.words.end, model.prompt_block
         wanted = {"shifted": "next", "masked_causal": "masked"}[self.config.recipe]
         if model.config.fusion.predict != wanted:
             raise ConfigError(
@@ -68,7 +69,9 @@ class Objective(base.Objective):
         """Draw each row's mask and hidden words, and count what both kinds of rows have to say."""
         tokens_BT, labels_BT, draw_B = batch.tokens_BT, batch.labels_BT, batch.draw_B
         assert tokens_BT is not None and labels_BT is not None and draw_B is not None
+        assert batch.valid_BT is not None
         causal_R = self.causal(draw_B, step)
+        blocks_BT = written_blocks(labels_BT, batch.valid_BT, self.prompt_block)
         if self.config.mixing == "both":
             tokens_BT, labels_BT, draw_B = tokens_BT.repeat(2, 1), labels_BT.repeat(2, 1), draw_B.repeat(2)
         learnt_RT, words_RT = labels_BT != IGNORE, self.hiding.words(tokens_BT)
@@ -81,7 +84,7 @@ class Objective(base.Objective):
         words_R = count_B(labels_RT)
         draws = {
             "tokens_RT": torch.where(causal_R1, shown_RT, cloze.tokens_BT),
-            "blocks_RT": causal_R1.long().expand(tokens_BT.shape).contiguous(),
+            "blocks_RT": causal_R1 * blocks_BT.repeat(len(causal_R) // len(blocks_BT), 1),
             "labels_RT": labels_RT,
             "causal_R": causal_R,
         }

@@ -12,6 +12,7 @@ from pretrain.models import ofa
 from pretrain.planning import rehearsal
 from pretrain.recipe import Recipe
 from tests import tiny
+from tests.end_to_end import quilts
 from tests.end_to_end.jobs import losses, pretrain
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,8 +66,9 @@ def test_two_steps(ranks, path: Path, tmp_path: Path, request: pytest.FixtureReq
     section = loaded.model
     if "matching" in loaded.objectives:
         words += ["objectives.matching.among=2"]
-    if loaded.data.regions:  # no detector has looked at the made-up pictures
-        words += ["data.regions=null"]
+    if loaded.data.regions:  # a detector has looked at these made-up pictures
+        words += [f"data.shards={quilts.write(folder)}", "data.regions.unit=fractions"]
+        words += [f"model.vision.width={len(quilts.GERMAN)}"]
     vision = getattr(section, "vision", None)
     if vision is not None and getattr(vision, "weights", None):  # trained elsewhere, with the tokenizer that is theirs
         towers = request.getfixturevalue("real_towers")

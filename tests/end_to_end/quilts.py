@@ -45,9 +45,10 @@ def _places(index: int) -> tuple[int, ...]:
 
 
 def boxes(index: int) -> list[list[float]]:
-    """Return x, y, width and height of the patches in pixels."""
+    """Return x, y, width and height of the patches in pixels, each of which covers half of its cell at least."""
     corners = [(0, 0), (CELL, 0), (0, CELL), (CELL, CELL)]
-    return [[x + n, y + n, CELL - 2 * n, CELL - 2 * n] for (x, y), n in zip(corners, _places(index))]
+    inset = [min(place, 2) for place in _places(index)]
+    return [[x + n, y + n, CELL - 2 * n, CELL - 2 * n] for (x, y), n in zip(corners, inset)]
 
 
 def sample(index: int) -> dict[str, bytes]:

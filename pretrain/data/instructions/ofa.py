@@ -75,7 +75,7 @@ class Config(Section):
 
     tasks: list[Task] = Field(min_length=1)  #: one is drawn for each sample
     words: int = Field(default=30, ge=1)  #: of a caption that is learned, at most
-    given: int = Field(default=80, ge=1)  #: words of a text that is given, at most
+    given: int = Field(default=80, ge=1)  #: words of a text that is given, at most; of one to complete likewise
     punctuation: bool = True  #: false: learned captions have none, as those of COCO in fine-tuning
     unlearned: int = Field(default=0, ge=0)  #: so many first tokens of a caption carry no loss (CC12M: 2)
     tags: int = Field(default=0, ge=0)  #: question: so many names of objects in the json stand behind it
@@ -213,7 +213,7 @@ class Instruction(base.Instruction):
         return replace(example, prefix=TEXT_TO_IMAGE.format(self._given(text)), images=[])
 
     def _infill_text(self, example: Example) -> Example:
-        words = needed(example.suffix, "infill_text", "a text").lower().split()
+        words = needed(example.suffix, "infill_text", "a text").lower().split()[: self.config.given]
         found = corrupt(words, "bart", generator(hash64(example.draw, "infill")))
         prefix, said = INFILL_TEXT.replace("{}", found.holes), f" {found.said}"
         return replace(example, prefix=prefix, suffix=said, images=[], boxes_K4=None)

@@ -15,7 +15,8 @@ arXiv:2102.02779, tables 1 and 12; strings as in its release).
     translate       translate                  translate English to German: TEXT          -> the translation
 
 Left the task, beside it the reader whose examples it takes. `<vis_extra_id_5>` is the sixth region that the model sees:
-of the reader's boxes, of `data.regions`, or a cell of a grid (`grid`).
+of `data.regions`, which for refer and ground_caption are those of the reader's objects in the same order; or a cell of
+a grid (`grid`), one of those that a box covers by half.
 """
 
 from dataclasses import replace
@@ -67,7 +68,7 @@ class Config(Section):
     ground: int = Field(default=1, ge=1, le=REGIONS)  #: refer, ground_caption: regions of a sample (VCR: 4)
     lower: bool = False  #: translate: lower case, as with T5
     languages: tuple[str, str] = ("English", "German")  #: translate: their names
-    grid: tuple[int, int] | None = None  #: refcocog: rows and columns of cells, where the model sees no regions
+    grid: tuple[int, int] | None = None  #: rows and columns of the cells that a model sees in the place of regions
     negatives: NegativesConfig = NegativesConfig()
 
     @model_validator(mode="after")
@@ -136,16 +137,29 @@ class Instruction(base.Instruction):
         return replace(example, prefix=f"{task}: {question}", weight=weight)
 
     def _grounded(self, example: Example, task: str) -> Example:
-        shown = REGIONS if example.regions_K4 is None else len(example.regions_K4)  # no more than the model sees
-        names = needed(example.meta.get("names"), task, "names of objects")[:shown]
+        objects = self._objects(example, task)
         rng = generator(hash64(example.draw, "regions"))
-        drawn = np.argsort(rng.random(len(names)), kind="stable")[: self.config.ground].tolist()
+        drawn = np.argsort(rng.random(len(objects)), kind="stable")[: self.config.ground].tolist()
         several = self.config.ground > 1
-        said = " ".join(f"{symbol(f'<extra_id_{n}>')} {names[i]}" if several else names[i] for n, i in enumerate(drawn))
-        marks = " ".join(symbol(f"<vis_extra_id_{i}>") for i in drawn)
+        names, places = zip(*(objects[i] for i in drawn), strict=True)
+        said = " ".join(f"{symbol(f'<extra_id_{n}>')} {name}" if several else name for n, name in enumerate(names))
+        marks = " ".join(symbol(f"<vis_extra_id_{place}>") for place in places)
         if task == "refer":
             return replace(example, prefix=f"{REFER} {said}", suffix=marks)
         return replace(example, prefix=f"{GROUND_CAPTION} {marks}", suffix=said)
+
+    def _objects(self, example: Example, task: str) -> list[tuple[str, int]]:
+        """Return the name of each object that the model sees, and which region or cell it is."""
+        names = needed(example.meta.get("names"), task, "names of objects")
+        if self.config.grid is None:
+            shown = len(needed(example.regions_K4, task, "regions (data.regions, or grid)"))
+            return [(name, number) for number, name in enumerate(names[: min(shown, REGIONS)])]
+        found = []
+        for number, (name, box_4) in enumerate(zip(names, needed(example.boxes_K4, task, "boxes"))):
+            chance_K = _near(covered(cells(self.config.grid), box_4))
+            if chance_K[-1]:
+                found.append((name, _drawn(chance_K, example.draw, f"cell of {number}")))
+        return needed(found, task, "an object that covers half a cell of the grid")
 
     def _refcocog(self, example: Example) -> Example:
         truth_4 = needed(example.boxes_K4, "refcocog", "a box")[0]
@@ -154,12 +168,11 @@ class Instruction(base.Instruction):
         else:
             seen_K4 = needed(example.regions_K4, "refcocog", "regions (data.regions, or grid)")
             like_K = overlap(seen_K4[:REGIONS], truth_4)
-        chance_K = np.where(like_K >= NEAR, like_K, 0.0).cumsum()
+        chance_K = _near(like_K)
         prefix = f"{REFER} {needed(example.prefix or example.suffix, 'refcocog', 'a phrase')}"
         if not chance_K[-1]:  # nothing that the model sees is what is meant: shown, but not learned from
             return replace(example, prefix=prefix, suffix=symbol("<vis_extra_id_0>"), weight=0.0)
-        place = draw_share(example.draw, "region") * chance_K[-1]
-        index = int(np.searchsorted(chance_K, place, side="right"))
+        index = _drawn(chance_K, example.draw, "region")
         return replace(example, prefix=prefix, suffix=symbol(f"<vis_extra_id_{index}>"))
 
     def _vcr(self, example: Example, task: str) -> Example:
@@ -176,6 +189,17 @@ class Instruction(base.Instruction):
             given, said = given.lower(), said.lower()
         source, target = self.config.languages
         return replace(example, prefix=f"translate {source} to {target}: {given}", suffix=said)
+
+
+def _near(like_K: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the chances of regions that are near enough, each in proportion to how near, summed up [K]."""
+    found_K: NDArray[np.float64] = np.where(like_K >= NEAR, like_K, 0.0).cumsum()
+    return found_K
+
+
+def _drawn(chance_K: NDArray[np.float64], draw: int, salt: str) -> int:
+    """Return a region, drawn by the chances that `_near` returns."""
+    return int(np.searchsorted(chance_K, draw_share(draw, salt) * chance_K[-1], side="right"))
 
 
 def overlap(boxes_K4: NDArray[np.float32], box_4: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -26,8 +26,8 @@ def words() -> tok.Tokenizer:
     return tok.train(["what is it", "a cat", "red dog"], 560).extended(NAMES)
 
 
-def composer(words, *, opening=None, length=8, written=6) -> Seq2SeqComposer:
-    return Seq2SeqComposer(words, context_length=length, written=written, opening=opening or (words.start,))
+def composer(words, *, opening=None, length=8, written=6, **keys) -> Seq2SeqComposer:
+    return Seq2SeqComposer(words, context_length=length, written=written, opening=opening or (words.start,), **keys)
 
 
 def test_golden(words):
@@ -164,6 +164,32 @@ def test_regions_go_with_their_rows(words):
     batch = make.collate([make.row(seen, []), make.row(Example("b", [], suffix="cat"), [])])
     assert batch.region_KC.shape == (3, 5) and batch.box_owner_K.tolist() == [0, 0, 0]
     assert batch.boxes_K4.max() == 0.5, "what the model is shown are the regions"
+
+
+def test_a_model_that_sees_regions_alone_is_shown_no_picture_without(words):
+    make, box = composer(words, regions=True), np.array([[0, 0, 1, 1]], dtype=np.float32)
+    picture = np.zeros((2, 2, 3), np.uint8)
+    for blind in ({}, {"boxes_K4": box}, {"regions_K4": box}):
+        with pytest.raises(BadSample, match="a picture without features of its regions"):
+            make.row(Example("a", [picture], suffix="cat", **blind), [picture])
+    make.row(Example("a", [picture], suffix="cat", regions_K4=box, region_KC=np.ones((1, 5), np.float32)), [picture])
+    make.row(Example("b", [], suffix="cat"), [])
+
+
+def test_codes_that_the_model_has_not_are_not_spelled(words):
+    known = next(name for name in NAMES if name.startswith("<code_"))
+    suffix = " ".join(symbol(name) for name in (known, "<code_7777>"))
+    with pytest.raises(BadSample, match="<code_7777> is no code of the model: its codebook has fewer"):
+        composer(words).row(Example("a", [], suffix=suffix, codes=True), [])
+
+
+def test_codes_of_another_raster_are_not_written_into_the_models(words):
+    """Nine codes in rows of two would each but the first two stand at another place of the picture."""
+    four, nine = (" ".join(symbol(NAMES[n % 8]) for n in range(count)) for count in (4, 9))
+    make = composer(words, written=16, picture_codes=ofa.Config(code_image_size=16).picture_codes)
+    assert len(make.row(Example("a", [], suffix=four, codes=True), []).decoder) == 5
+    with pytest.raises(BadSample, match=r"9 image codes, the model writes 4 of a picture \(model\.code_image_size\)"):
+        make.row(Example("a", [], suffix=nine, codes=True), [])
 
 
 def test_a_decoder_without_room_is_refused(words):

@@ -1,14 +1,18 @@
 """Evals of text: a model that knows gets every point, one that does not loses them, and the report shows its words."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pretrain import registry
+from pretrain import recipe, registry
+from pretrain.batch import Example
 from pretrain.config import ConfigError, build
-from pretrain.data import bins, synthetic
+from pretrain.data import bins, synthetic, tokenizer
+from pretrain.data.asked import Asked
+from pretrain.data.compose import IGNORE, Composer
 from pretrain.data.symbols import symbol
 from pretrain.evals import base
 from pretrain.metrics.interval import Score
@@ -141,12 +145,49 @@ def test_translations(corpus: Path) -> None:
     assert found["BLEU"].value == pytest.approx(1.0)
 
 
+def test_what_a_score_needs_is_missed_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="BLEU of translations needs sacrebleu"):
+        recipe.plug_ins("pretrain.evals", {"translation": {"data": "a.tar"}})
+
+
 def test_surprise_is_what_the_model_doubts(corpus: Path) -> None:
     """Each token has probability 1 - doubt, so perplexity is 1 / (1 - doubt)."""
     found, _ = run(corpus, "perplexity", lambda meta: meta["said text"], doubt=0.2)
     assert found["perplexity"].value == pytest.approx(1.25)
     assert found["perplexity"].low == pytest.approx(1.25) and found["perplexity"].unit == ""
     assert 0 < found["bits_per_byte"].value < 1
+
+
+def test_bytes_that_are_not_scored_are_not_counted(corpus: Path) -> None:
+    """A decoder of few places reads the beginnings of texts: their bits are those of these bytes."""
+    plug = registry.find("pretrain.evals", "perplexity")
+    made = plug.Eval(plug.Config(data=f"{corpus}/shapes-00000.tar", batch_size=7))
+    cut = knowing.features(corpus, lambda meta: meta["said text"], doubt=0.2, written=5)
+    words, bits, size = cut.composer.tokenizer, 0.0, 0
+    for batch in made.batches(cut, asked=True):
+        texts = [words.ids(meta["said text"])[:4] for meta in batch.meta]
+        bits -= float(cut.likelihood(batch, texts).sum()) / math.log(2)
+        size += sum(len(words.decode(text)) for text in texts[: len(batch) - batch.filler])
+    assert made.run(cut)["bits_per_byte"].value == pytest.approx(bits / size, rel=1e-6)
+
+
+def test_listed_answers_are_compared_as_they_are_ranked(corpus: Path) -> None:
+    """The right one is likelier than a long one whose words follow from each other; a mean over tokens hides that."""
+    listed = {"doubt": 0.997, "answers": [*COLOURS, "umpteen words in one long row"]}
+    for how in ("answers", "rank"):
+        assert run(corpus, "vqa", colour, how=how, **listed)[0]["accuracy"].value == 1
+    mean = {"beams": 5, "length_penalty": 1.0}
+    assert run(corpus, "vqa", colour, how="answers", write=mean, **listed)[0]["accuracy"].value == 0
+
+
+def test_a_prompt_that_fills_all_places_is_not_given_its_end() -> None:
+    words = tokenizer.train([], 514)
+    asked = Asked(Composer(words, context_length=8))
+    batch = asked.collate([asked.row(Example(key, [], prefix=key * 3), []) for key in ("ab", "abcdefgh")])
+    given_BT = batch.valid_BT & (batch.labels_BT == IGNORE)
+    assert given_BT.sum(1).tolist() == [7, 7] and asked.room(batch) == [2, 2]
+    assert (batch.tokens_BT[given_BT] != words.end).all()
 
 
 def test_nothing_of_the_answer_is_shown(corpus: Path) -> None:
@@ -163,6 +204,16 @@ def test_nothing_of_the_answer_is_shown(corpus: Path) -> None:
 def test_refusals(corpus: Path) -> None:
     with pytest.raises(ConfigError, match=r"evals.captioning needs \['generate'\], the model provides \['image'"):
         base.refuse_unserved({"captioning": None}, ("image", "text"))
+    for name, reader, missing in (("vqa", "caption", "answers"), ("entailment", "vqa", "labels")):
+        with pytest.raises(ConfigError, match=rf"evals\.{name}\.reader: {reader} (gives|has) no {missing}"):
+            run(corpus, name, lambda meta: "x", reader={reader: {}})
+    with pytest.raises(ConfigError, match=r"evals\.grounding\.reader: caption gives no boxes; take grounding"):
+        boxes = {"instruction": {"ofa": {"tasks": ["caption"], "boxes": {"bins": 33}}}}
+        run(corpus, "grounding", lambda meta: "x", reader={"caption": {}}, **boxes)
+    for name, keys in (("vqa", {"how": "answers", "answers": COLOURS}), ("grounding", {})):
+        for rule in ("no_repeat", "min_tokens"):
+            with pytest.raises(ConfigError, match="no_repeat and min_tokens are for free text"):
+                run(corpus, name, str, write={rule: 3}, **keys)
     with pytest.raises(ConfigError, match="answers: a list or a file for how"):
         run(corpus, "vqa", str, how="rank")
     with pytest.raises(ConfigError, match="has 5 tokens, the model has places for 3"):

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pretrain.config import ConfigError
-from pretrain.models import fused_vlm, fusion, vlm
+from pretrain.models import fused_vlm, fusion, vision, vlm
 from pretrain.models.cache import Cache
+from pretrain.models.candidates import log_likelihood
 from pretrain.models.fusion import Stream
 from pretrain.models.generate import generate
 from pretrain.models.masks import Mode, stream_mask, text_blocks
@@ -153,6 +154,17 @@ def written(model, batch, tokens_BU: Tensor, *steps: int) -> Tensor:
     return torch.cat([model.write(part, memory, cache) for part in tokens_BU.split(list(steps), 1)], 1)
 
 
+def test_a_picture_that_is_not_there_is_in_no_statistics() -> None:
+    """A tower with batch norms, on a rank whose batch is text alone: what evaluation uses stays as it was."""
+    section = fused.section()
+    section.vision = vision.Config(name="resnet18", image_size=32, args={"layers": [1, 1, 1, 1]})
+    model = fused_vlm.FusedVLM.build(section, fused.WORDS).double().train()
+    batch = dataclasses.replace(fused.batch(2), image_NCHW=None, owner_N=None)
+    model(batch).fuse(batch.tokens_BT, batch.blocks_BT, valid_BT=batch.valid_BT).sum().backward()
+    norm = model.vision.trunk.bn1
+    assert norm.num_batches_tracked == 0 and not norm.running_mean.any() and norm.training
+
+
 @pytest.mark.check("univl", 4)
 @pytest.mark.parametrize("kind", ALL)
 @torch.no_grad()
@@ -222,8 +234,45 @@ def test_a_text_is_written_to_the_last_place_and_no_further(predict: str) -> Non
     model, options = fused.model(predict=predict).eval(), Options(min_tokens=99, max_tokens=99)
     wrote = generate(model, batch, options, room=[room] * 2)
     assert [len(kept[0].tokens) for kept in wrote] == [room] * 2
-    with pytest.raises(ConfigError, match=r"model\.text\.context_length: 16 tokens are too few"):
-        generate(model, batch, options, room=[room + 1] * 2)
+    assert [len(kept[0].tokens) for kept in generate(model, batch, options)] == [room] * 2, "it knows its places"
+    with pytest.raises(ConfigError, match=r"do not fit behind what is given, where the model has places for"):
+        generate(model, batch, options, room=[room, room + 1])
+
+
+@pytest.mark.parametrize("predict", ["next", "masked"])
+@pytest.mark.parametrize("kind", fused.KINDS)
+@torch.no_grad()
+def test_rows_with_little_room_do_not_hinder_others(kind: str, predict: str) -> None:
+    """A long prompt leaves room for less: each row is written and scored as if it were alone."""
+    model, batch = fused.model(kind, predict=predict).eval(), fused.batch(2, length=14, shortest=14)
+    given_B = torch.tensor([12, 3])
+    batch.labels_BT = batch.labels_BT.masked_fill(torch.arange(14) < given_B[:, None], -100)
+    room_B = model.room(model.remember(batch))
+    assert room_B.tolist() == [16 + model.config.beyond - given for given in (12, 3)]
+    for options in (Options(max_tokens=99), Options(max_tokens=99, beams=3), Options(max_tokens=99, min_tokens=99)):
+        for cached in (True, False):
+            both = generate(model, batch, options, cached=cached)
+            alone = [generate(model, one, options, cached=cached)[0] for one in batch.split(1)]
+            assert [[h.tokens for h in row] for row in both] == [[h.tokens for h in row] for row in alone]
+    texts = [[5] * (int(room) - 1) for room in room_B]
+    found_B = log_likelihood(model, model.remember(batch), texts)
+    for row, one in enumerate(batch.split(1)):
+        expected_1 = log_likelihood(model, model.remember(one), texts[row : row + 1])
+        assert (found_B[row] - expected_1).abs().max() < 1e-4
+    with pytest.raises(ConfigError, match="do not fit behind what is given"):
+        log_likelihood(model, model.remember(batch), [[*texts[0], 5], texts[1]])
+
+
+@torch.no_grad()
+def test_a_rank_that_waits_at_its_last_place_needs_no_further_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = fused.model("joint").eval(), fused.batch(2)
+    batch.labels_BT[:, 1:3] = -100  # three tokens are given
+    expected = generate(model, batch, Options(max_tokens=99, min_tokens=99))
+    calls = iter(range(30))  # other ranks have shorter prompts: they write for longer
+    monkeypatch.setattr("pretrain.dist.any_rank", lambda mine, **_: next(calls) < 25 or mine)
+    for cached in (True, False):
+        calls = iter(range(30))
+        assert generate(model, batch, Options(max_tokens=99, min_tokens=99), cached=cached) == expected
 
 
 @pytest.mark.check("univl", 14)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from pretrain.batch import Batch
 from pretrain.config import ConfigError
-from pretrain.models import visual_tokens
+from pretrain.models import vision, visual_tokens
 from pretrain.models.visual_embedding import VisualEmbedding
 from tests.pretrain.models import tiny_vlt5
 
@@ -104,3 +104,13 @@ def test_areas() -> None:
     for mode, area in (("correct", 0.4 * 0.6), ("legacy", (0.8 - 0.5) * (0.2 - 0.1))):
         made = VisualEmbedding(6, 4, rms=True, norm="each", area_mode=mode)
         assert torch.allclose(made.place(box_14), torch.tensor([[0.1, 0.2, 0.5, 0.8, area]]))
+
+
+def test_a_picture_that_is_not_there_is_in_no_statistics() -> None:
+    """A batch of text alone, as one of a blend by batches is: the tower runs, its batch norms stay as they were."""
+    tower = vision.Config(name="resnet18", image_size=64, args={"layers": [1, 1, 1, 1]})
+    made = visual_tokens.build(visual_tokens.Config(source="grid", tower=tower)).train()
+    batch = dataclasses.replace(tiny_vlt5.batch(size=64), image_NCHW=None, owner_N=None)
+    assert not made(batch, CPU).valid_BR.any()
+    norms = [part for part in made.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    assert norms and not any(norm.num_batches_tracked or norm.running_mean.any() for norm in norms)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from pretrain import registry
 from pretrain.config import ConfigError
 from pretrain.objectives import base, matching
 from tests.pretrain.models import fused
@@ -77,3 +78,14 @@ def test_groups_make_micro_batches_of_a_step_alike() -> None:
     assert not objective.whole and made()[1].whole
     with pytest.raises(ConfigError, match="groups of 2 do not fit into the 3 rows"):
         mixture([fused.batch(3)])
+
+
+@pytest.mark.parametrize("name", ["matching", "contrastive", "sigmoid", "momentum_contrast"])
+def test_texts_without_a_picture_of_their_own_are_refused(name: str) -> None:
+    """The third picture would be compared with the third text, whosever it is."""
+    batch = fused.batch(4)
+    batch.image_NCHW, batch.owner_N = batch.image_NCHW[:3], torch.tensor([0, 2, 3])
+    plug = registry.find("pretrain.objectives", name)
+    mixture = base.Mixture(fused.model(), {name: plug.Objective(plug.Config())})
+    with pytest.raises(ConfigError, match="3 pictures in 4 rows, and an objective compares each text with its picture"):
+        mixture([batch], prepared=mixture.prepare([batch], 0))

@@ -9,6 +9,7 @@ from torch import Tensor
 from pretrain.config import ConfigError
 from pretrain.losses.targets import next_words
 from pretrain.losses.tokens import IGNORE, token_sum
+from pretrain.models.candidates import log_likelihood
 from pretrain.objectives import base, captioning, masked_lm, mixed_lm, prefix_lm
 from tests.pretrain.models import fused
 
@@ -138,3 +139,19 @@ def test_refusals() -> None:
     with pytest.raises(ConfigError, match=r"masked_lm needs \['cloze'\]"):
         base.refuse_unserved({"masked_lm": masked_lm.Config()}, provides)
     base.refuse_unserved({"captioning": captioning.Config()}, provides)
+
+
+@pytest.mark.parametrize("kind", ["cross", "joint", "coca"])
+@torch.no_grad()
+def test_what_follows_a_prompt_is_trained_as_it_is_written(kind: str) -> None:
+    """A question is read the same way when its answer is learned and when it is said."""
+    batch = fused.batch(3, length=9, shortest=7)
+    given_B = torch.tensor([1, 3, 5])
+    batch.labels_BT = batch.labels_BT.masked_fill(torch.arange(9) < given_B[:, None], IGNORE)
+    model = fused.model(kind).eval()
+    ends_B = batch.valid_BT.sum(1) - 1
+    texts = [row[given:end].tolist() for row, given, end in zip(batch.tokens_BT, given_B, ends_B)]
+    said = -log_likelihood(model, model.remember(batch), texts).sum() / sum(len(text) + 1 for text in texts)
+    sections = {"captioning": {}} if kind == "coca" else {"captioning": {}, "mixed_lm": {"p_causal": 1.0}}
+    for name, keys in sections.items():
+        torch.testing.assert_close(loss_of(name, batch, kind=kind, **keys)[0].float(), said, rtol=1e-5, atol=0)

@@ -84,6 +84,8 @@ def test_infilled_text_shows_masks_and_says_all():
     assert found.prefix.count("\0") == 2 * shown.count("<mask>") > 0
     assert found.suffix == " one two three four five six" and not found.images and found.boxes_K4 is None
     assert found.weight == 2
+    short = made("infill_text", given=4).lay(example(suffix="One two Three four five six", draw=3), 512)
+    assert short.suffix == " one two three four", "what is said behind the places of the source could not be known"
 
 
 def test_options_of_captions():

@@ -14,6 +14,7 @@ from pretrain.data.symbols import plain
 
 NAMES = [f"thing {n}" for n in range(5)]
 BOXES = np.array([[0, 0, 0.5, 0.5], [0, 0, 0.5, 0.45], [0.5, 0.5, 1, 1], [0, 0, 1, 1]], dtype=np.float32)
+FIVE = BOXES[:1].repeat(5, 0)
 
 
 def another(number: int) -> Example:
@@ -31,6 +32,7 @@ def example(**given) -> Example:
 
 
 QA = {"prefix": "What is it?", "suffix": "cat", "meta": {"answer_scores": {"cat": 0.6, "dog": 0.3}}}
+CAR = {"meta": {"names": ["red car"]}, "regions_K4": BOXES}
 GOLDENS = [
     ("vqa", QA, "vqa: What is it?", "cat", 0.6),
     ("gqa", QA, "gqa: What is it?", "cat", 1),
@@ -42,8 +44,8 @@ GOLDENS = [
     ("vcr_qar", {"suffix": "true", "meta": {"texts": ["Why?", "So.", "For."]}},
      "vcr qar question: Why? answer: So. rationale: For.", "true", 1),
     ("translate", {"prefix": "A cat", "suffix": "Eine Katze"}, "translate English to German: A cat", "Eine Katze", 1),
-    ("refer", {"meta": {"names": ["red car"]}}, "visual grounding: red car", "<vis_extra_id_0>", 1),
-    ("ground_caption", {"meta": {"names": ["red car"]}}, "caption region: <vis_extra_id_0>", "red car", 1),
+    ("refer", CAR, "visual grounding: red car", "<vis_extra_id_0>", 1),
+    ("ground_caption", CAR, "caption region: <vis_extra_id_0>", "red car", 1),
 ]  # fmt: skip
 
 
@@ -102,13 +104,13 @@ def test_a_negative_is_of_another_picture_half_of_the_time():
 def test_regions_are_drawn_evenly_and_not_sorted():
     counts, orders = np.zeros(5), set()
     for draw in range(3000):
-        one = made("refer").lay(example(draw=draw, meta={"names": NAMES}), 224)
+        one = made("refer").lay(example(draw=draw, meta={"names": NAMES}, regions_K4=FIVE), 224)
         assert plain(one.prefix).removeprefix("visual grounding: thing ") == plain(one.suffix)[14:-1]
         counts[int(plain(one.suffix)[14:-1])] += 1
     assert all(near(int(count), 3000, 0.2) for count in counts)
     for draw in range(50):
-        several = made("refer", ground=3).lay(example(draw=draw, meta={"names": NAMES}), 224)
-        mirror = made("ground_caption", ground=3).lay(example(draw=draw, meta={"names": NAMES}), 224)
+        several = made("refer", ground=3).lay(example(draw=draw, meta={"names": NAMES}, regions_K4=FIVE), 224)
+        mirror = made("ground_caption", ground=3).lay(example(draw=draw, meta={"names": NAMES}, regions_K4=FIVE), 224)
         numbers = [int(part) for part in plain(several.suffix).replace("<vis_extra_id_", " ").replace(">", " ").split()]
         text = " ".join(f"<extra_id_{n}> thing {i}" for n, i in enumerate(numbers))
         assert plain(several.prefix) == f"visual grounding: {text}"
@@ -121,6 +123,23 @@ def test_only_regions_that_the_model_sees_are_named():
     for draw in range(50):
         found = made("refer").lay(example(draw=draw, meta={"names": NAMES}, regions_K4=BOXES[:2]), 224)
         assert plain(found.suffix) in ("<vis_extra_id_0>", "<vis_extra_id_1>")
+
+
+def test_a_grid_names_the_cell_that_an_object_covers():
+    """Of a model that sees cells: the object's place in the json says nothing; one too small for its cell is left."""
+    boxes = np.array([[0.5, 0.5, 1, 1], [0.1, 0.1, 0.2, 0.2], [0, 0.5, 0.5, 1]], dtype=np.float32)
+    given = {"meta": {"names": ["car", "ant", "dog"]}, "boxes_K4": boxes}
+    for task, side in (("refer", "suffix"), ("ground_caption", "prefix")):
+        found = [made(task, grid=[2, 2]).lay(example(draw=draw, **given), 224) for draw in range(60)]
+        pairs = set()
+        for one in found:
+            name = one.prefix.split()[-1] if task == "refer" else one.suffix
+            pairs.add((name, plain(getattr(one, side)).split()[-1]))
+        assert pairs == {("car", "<vis_extra_id_3>"), ("dog", "<vis_extra_id_2>")}
+        with pytest.raises(BadSample, match="an object that covers half a cell"):
+            made(task, grid=[2, 2]).lay(example(meta={"names": ["ant"]}, boxes_K4=boxes[1:2]), 224)
+        with pytest.raises(BadSample, match=r"regions \(data\.regions, or grid\)"):
+            made(task).lay(example(**given), 224)
 
 
 def test_an_answer_about_a_picture_needs_one():
