@@ -62,8 +62,8 @@ def prepare(folder: Path, data: Data, *, shots: int | None, few: int | None) -> 
 
 def _make(folder: Path, data: Data, shots: int | None, few: int | None) -> Splits:
     found = sources.find(data.data, data.images)
+    refuse_unknown(found)
     names = splits.class_names(found["train"])
-    refuse_unknown(found, len(names))
     base, new = splits.halves(names)
     if data.classes != "all" and len(new) < 2:
         raise ConfigError(f"task.classes: {len(names)} classes have no two halves of two or more; use all")
@@ -104,13 +104,15 @@ def _shifted(data: str, names: list[str]) -> list[Sample]:
     return samples
 
 
-def refuse_unknown(found: Found, classes: int) -> None:
-    """Raise a ConfigError where a sample is of a class that train does not have."""
+def refuse_unknown(found: Found) -> None:
+    """Raise a ConfigError where a sample is of a class that train does not have, or calls otherwise."""
+    names = {s.target: s.name for s in reversed(found["train"])}
     for split in ("validation", "test"):
-        wrong = next((s for s in found[split] if s.target >= classes), None)
+        wrong = next((s for s in found[split] if names.get(s.target) != s.name), None)
         if wrong is not None:
+            has = f"calls it {names[wrong.target]!r}" if wrong.target in names else "has none"
             raise ConfigError(
-                f"task.data: {split} sample {wrong.key!r} is of class {wrong.target} ({wrong.name}), train has none"
+                f"task.data: {split} sample {wrong.key!r} is of class {wrong.target} ({wrong.name}), train {has}"
             )
 
 

@@ -6,7 +6,8 @@
     split_zhou_NAME.json                                 CoOp's published splits; task.images: where the pictures lie
     FOLDER/train-*.tar  test-*.tar  [validation-*.tar]   or a pattern such as icons/fewshot-{split}-*.tar
 
-A sample of shards says its class in its json member: {"class": index, "name": class name}.
+Folders inside CLASS may have any depth; validation may be called val. A sample of shards says its class in its json
+member: {"class": index, "name": class name}.
 """
 
 import csv
@@ -27,6 +28,7 @@ from pretrain.data.shards import Store
 from pretrain.dist import hash64
 
 SPLITS = ("train", "validation", "test")
+SHORT = {"validation": ("val",)}  #: what a split is called, too
 SHARES = {"test": 0.3, "validation": 0.2}  #: of a class that nobody has split: those of CoOp's splits
 FORMS = (
     "a folder of CLASS/*.jpg or of train/CLASS/*.jpg and test/CLASS/*.jpg, a table .csv with the columns path and "
@@ -68,7 +70,7 @@ def find(data: str, images: str | None = None) -> Found:
         case "table":
             found = _table(path)
         case "split":
-            found = {split: _pictures(path / split, _folders(path / "train")) for split in SPLITS}
+            found = {split: _pictures(split_folder(path, split), _folders(path / "train")) for split in SPLITS}
         case "whole":
             found = cut(_pictures(path, _folders(path)))
         case "shards":
@@ -109,8 +111,18 @@ def shards(data: str, split: str) -> list[str]:
     pattern = str(Path(data) / "{split}-*.tar") if Path(data).is_dir() else data
     if "{split}" not in pattern:
         raise ConfigError(f"task.data: {data!r} is not there, or none of these: {FORMS}")
-    words = braceexpand(pattern.replace("{split}", split))
-    return sorted(path for word in words for path in glob.glob(word))
+    found = (_matching(pattern.replace("{split}", name)) for name in (split, *SHORT.get(split, ())))
+    return next((paths for paths in found if paths), [])
+
+
+def _matching(pattern: str) -> list[str]:
+    return sorted(path for word in braceexpand(pattern) for path in glob.glob(word))
+
+
+def split_folder(folder: Path, split: str) -> Path:
+    """Return where a split lies in a folder of splits."""
+    there = (folder / name for name in (split, *SHORT.get(split, ())))
+    return next((path for path in there if path.is_dir()), folder / split)
 
 
 def are_shards(data: str) -> bool:
@@ -171,23 +183,38 @@ def picture(path: Path, where: str) -> Picture:
 
 
 def _folders(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    """Return the names of the class folders, sorted.
+
+    Raises:
+        ConfigError: one without a picture.
+    """
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    bare = next((name for name in names if next(_images(folder / name), None) is None), None)
+    if bare is not None:
+        raise ConfigError(
+            f"task.data: {folder / bare} holds no picture ({', '.join(IMAGES)}); every folder in {folder} is a class"
+        )
+    return names
 
 
 def _images(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.glob("*/*")) if folder.is_dir() else []:
-        if path.suffix[1:].lower() in IMAGES and not path.name.startswith("."):
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix[1:].lower() in IMAGES and not hidden:
             yield path
 
 
 def _pictures(folder: Path, names: list[str]) -> list[Sample]:
     """Return the pictures of class folders, numbered by the sorted names of train's folders."""
     out = []
-    for path in _images(folder):
-        if path.parent.name not in names:
-            raise ConfigError(f"task.data: {path.parent} has no folder of its name in train")
-        key, name = path.relative_to(folder).as_posix(), path.parent.name
-        out.append(Sample(key, names.index(name), spoken(name), Picture(path, path.suffix[1:].lower())))
+    for own in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if not own.is_dir() or own.name.startswith("."):
+            continue
+        for path in _images(own):
+            if own.name not in names:
+                raise ConfigError(f"task.data: {own} has no folder of its name in train")
+            key = path.relative_to(folder).as_posix()
+            out.append(Sample(key, names.index(own.name), spoken(own.name), Picture(path, path.suffix[1:].lower())))
     return out
 
 
@@ -195,7 +222,7 @@ def table(path: Path, needed: tuple[str, str]) -> tuple[list[dict[str, str]], se
     """Return the rows of a CSV and its columns.
 
     Raises:
-        ConfigError: it cannot be read, or lacks a column.
+        ConfigError: it cannot be read, or lacks a column, or a row has not as many cells as there are columns.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -207,6 +234,12 @@ def table(path: Path, needed: tuple[str, str]) -> tuple[list[dict[str, str]], se
         raise ConfigError(
             f"task.data: {path} needs the columns {' and '.join(needed)}, has {sorted(map(str, columns))}"
         )
+    for number, row in enumerate(rows, 2):
+        if None in row or None in row.values():  # which is how the csv module says more or fewer
+            raise ConfigError(
+                f"task.data: line {number} of {path} has not as many cells as the first line; put a cell that holds a "
+                "comma in double quotes"
+            )
     return rows, columns
 
 
