@@ -28,7 +28,9 @@ class Data(Section):
     images: str | None = None  #: the folder that a split_zhou json's paths start from; null: the json's own
     #: base: train on the first half of the classes, score both halves apart (CoOp's); new: the second half alone
     classes: Literal["all", "base", "new"] = "all"
-    shift: str | None = None  #: pictures of the same classes in another style, in any form of `data`: scored, too
+    #: pictures of the same classes in another style, in any form of `data`: its test split is scored, too, or all of it
+    #: where nobody has split it
+    shift: str | None = None
     seed: int = 1  #: which samples are drawn or held out; papers report the mean over 1, 2 and 3
 
 
@@ -93,12 +95,12 @@ def _whole(samples: list[Sample], folder: Path, split: str) -> list[str]:
 
 
 def _shifted(data: str, names: list[str]) -> list[Sample]:
-    """Return the test samples of a shift, its classes numbered as `names` are.
+    """Return the samples of a shift, its classes numbered as `names` are.
 
     Raises:
         ConfigError: it has no sample of these classes.
     """
-    samples = [s._replace(target=names.index(s.name)) for s in sources.find(data)["test"] if s.name in names]
+    samples = [s._replace(target=names.index(s.name)) for s in sources.scored(data) if s.name in names]
     if not samples:
         raise ConfigError(f"task.shift: {data!r} has no picture of a class of task.data; classes are matched by name")
     return samples

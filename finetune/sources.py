@@ -63,20 +63,36 @@ def find(data: str, images: str | None = None) -> Found:
         ConfigError: no such data, no train or test split, or samples without a class.
         ShardError: a shard cannot be read.
     """
+    found = _read(data, images, cut)
+    refuse_empty(found, data, FORMS)
+    return found
+
+
+def scored(data: str) -> list[Sample]:
+    """Return the pictures of data that nothing is trained on: its test split, or all where nobody has split them.
+
+    Raises:
+        ConfigError: no such data, nothing to score, or samples without a class.
+        ShardError: a shard cannot be read.
+    """
+    found = _read(data, None, lambda samples: {**{split: [] for split in SPLITS}, "test": list(samples)})
+    refuse_empty(found, data, FORMS, splits=("test",))
+    return found["test"]
+
+
+def _read(data: str, images: str | None, cut: Callable[[Iterable[Sample]], Found]) -> Found:
     path = Path(data)
     match form(data, images, json="split_zhou_*.json"):
         case "json":
-            found = _zhou(path, Path(images) if images else path.parent)
+            return _zhou(path, Path(images) if images else path.parent)
         case "table":
-            found = _table(path)
+            return _table(path, cut)
         case "split":
-            found = {split: _pictures(split_folder(path, split), _folders(path / "train")) for split in SPLITS}
+            return {split: _pictures(split_folder(path, split), _folders(path / "train")) for split in SPLITS}
         case "whole":
-            found = cut(_pictures(path, _folders(path)))
+            return cut(_pictures(path, _folders(path)))
         case "shards":
-            found = {split: _labelled(shards(data, split)) for split in SPLITS}
-    refuse_empty(found, data, FORMS)
-    return found
+            return {split: _labelled(shards(data, split)) for split in SPLITS}
 
 
 def form(data: str, images: str | None = None, *, json: str = "") -> Form:
@@ -95,9 +111,11 @@ def form(data: str, images: str | None = None, *, json: str = "") -> Form:
     return "whole" if path.is_dir() and not any(path.glob("*.tar")) else "shards"
 
 
-def refuse_empty(found: Mapping[str, Sequence[Any]], data: str, forms: str) -> None:
+def refuse_empty(
+    found: Mapping[str, Sequence[Any]], data: str, forms: str, *, splits: Sequence[str] = ("train", "test")
+) -> None:
     """Raise a ConfigError where there is nothing to train on, or to score."""
-    for split in ("train", "test"):
+    for split in splits:
         if not found[split]:
             raise ConfigError(f"task.data: {data!r} has no {split} split; give {forms}")
 
@@ -243,7 +261,7 @@ def table(path: Path, needed: tuple[str, str]) -> tuple[list[dict[str, str]], se
     return rows, columns
 
 
-def _table(path: Path) -> Found:
+def _table(path: Path, cut: Callable[[Iterable[Sample]], Found]) -> Found:
     """Return the pictures of a table; classes are numbered by their sorted names."""
     rows, columns = table(path, ("path", "class"))
     names = sorted({(row["class"] or "").strip() for row in rows})
