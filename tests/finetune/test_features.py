@@ -83,9 +83,14 @@ def test_other_weights_and_another_look_have_rows_of_their_own(base):
     key = features.model_key(base, Access())
     assert key == features.model_key(dataclasses.replace(base, source="elsewhere"), Access())
     assert key != features.model_key(dataclasses.replace(base, weights_hash="others"), Access())
-    for change in ({"image_size": 64}, {"mean": (0.5, 0.5, 0.5)}, {"interpolation": "bilinear"}):
+    for change in (
+        {"image_size": 64}, {"mean": (0.5, 0.5, 0.5)}, {"interpolation": "bilinear"}, {"args": {"num_heads": 4}},
+        {"name": "vit_base_patch32_clip_quickgelu_224"},
+    ):  # fmt: skip
         section = base.config.model_copy(update={"vision": base.config.vision.model_copy(update=change)})
         assert key != features.model_key(dataclasses.replace(base, config=section), Access()), change
+    frozen = base.config.model_copy(update={"vision": base.config.vision.model_copy(update={"frozen": True})})
+    assert key == features.model_key(dataclasses.replace(base, config=frozen), Access())
 
 
 def test_training_batches_are_those_of_the_loader_of_pictures(base, shards, tmp_path):
