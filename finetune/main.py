@@ -67,9 +67,10 @@ class Job:
         dist.seed_step(section.run.seed, "method")  # the same first weights on every rank
         self.method = self.build()
         self.module: torch.nn.Module = Finetune(self.method).to(device)
+        pictures_by = self.method.pictures_by
         if self.task.kind == "retrieve":
-            self.module = Contrast(self.method)
-        self.reading = Reading(section, self.task, self.base, pictures_by=self.method.pictures_by, device=device)
+            self.module, pictures_by = Contrast(self.method), "pixels"  # tables hold classes and no captions
+        self.reading = Reading(section, self.task, self.base, pictures_by=pictures_by, device=device)
         for shards in self.shards().values():
             self.reading.encode(shards)
 

@@ -28,7 +28,7 @@ class Reading:
     """The batches of one run on this rank."""
 
     def __init__(self, recipe: Recipe, task: Task, base: Pretrained, *, pictures_by: str, device: torch.device) -> None:
-        """`pictures_by` is the method's; where it is not `pixels`, the base's towers must stay as they are."""
+        """`pictures_by` is the method's; where it is not `pixels`, the base's tower of pictures must stay as it is."""
         self.recipe, self.task, self.base, self.device = recipe, task, base, device
         self.kinds = KINDS[pictures_by] if recipe.data.features == "cached" else ()
         self._tables: dict[tuple[str, ...], Encoded] = {}

@@ -94,10 +94,11 @@ class Method(base.Method):
         """Return logits [N, K]."""
         seen = self.model(batch)
         if self.head is not None:
-            logits: Tensor = self.head(seen.image)
+            with base.exact(seen.image):
+                logits: Tensor = self.head(seen.image)
             return logits
         assert classes_KE is not None
-        return seen.scale * seen.image @ classes_KE.T
+        return base.scaled_cosines(seen.scale, seen.image, classes_KE)
 
     def merge(self) -> None:
         """Nothing is left to do: the base's own weights were trained.

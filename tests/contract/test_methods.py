@@ -1,5 +1,7 @@
 """Every fine-tuning method, found by its file name: it trains what it says, and nothing else moves."""
 
+import math
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from finetune.methods import base
 from pretrain import config, pretrained, registry
 from pretrain.config import ConfigError
 from pretrain.engine.accumulate import Accumulable
+from pretrain.engine.precision import Autocast
 from pretrain.models import ofa, text, vlm
 from tests import tiny
 
@@ -141,6 +144,19 @@ def test_a_base_without_towers_to_compare_is_refused():
         ConfigError, match=r"coop needs .*, the base is a ofa and provides .*; take a base of two towers"
     ):
         base.refuse_base("coop", ofa.Config(size="tiny"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_is_for_towers_and_not_for_logits(name, folder):
+    """Cosines times 100 in bf16 have steps of 0.5, and a step of training would see no finer ones."""
+    loaded = pretrained.load(folder)
+    loaded.model.logit_scale.data.fill_(math.log(100))
+    module = Autocast(base.Finetune(make(name, loaded)).eval(), "bf16", device_type="cpu")
+    if module.module.method.solved(module.module.method.config) and name != "tip_adapter":
+        pytest.skip("never trained, so never in half precision")
+    with torch.no_grad():
+        logits_NK = module([labelled()], want="logits")
+    assert not torch.equal(logits_NK, logits_NK.bfloat16().float())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -197,7 +197,14 @@ def test_nodes_with_caches_of_their_own_exchange_rows(base, shards, tmp_path, ra
 @pytest.mark.check("linear-probe", 7)
 @pytest.mark.check("clip-adapter", 9)
 @pytest.mark.parametrize(
-    "method", ["{name: coop, length: 4}", "{name: clip_adapter}", "{name: linear_probe, c: 1.0}", TIP_F]
+    "method",
+    [
+        "{name: coop, length: 4}",
+        "{name: clip_adapter}",
+        "{name: linear_probe, c: 1.0}",
+        TIP_F,
+        "{name: lora, towers: text, roles: [q, v]}",
+    ],
 )
 def test_a_run_on_the_table_ends_as_one_that_encodes_each_step(method, tmp_path, ranks):
     file = str(recipe_file(tmp_path, method=method))
@@ -207,6 +214,15 @@ def test_a_run_on_the_table_ends_as_one_that_encodes_each_step(method, tmp_path,
     for name, want in delta(tmp_path, "plain").items():
         torch.testing.assert_close(kept[name], want, rtol=2e-5, atol=2e-5)
     assert scores.newest(tmp_path / "runs" / "plain") == kept_scores
+
+
+def test_updates_of_the_text_tower_alone_read_features_where_a_task_names_classes(tmp_path):
+    for towers, classes, captions in (("text", ("image",), ()), ("both", (), ())):
+        path = recipe_file(tmp_path, method=f"{{name: lora, towers: {towers}}}")
+        cpu = torch.device("cpu")
+        assert main.Job(config.load(main.Recipe, path), cpu).reading.kinds == classes
+        words = [f"task={{name: retrieval, data: {tiny.pairs(tmp_path / 'pairs')}}}"]
+        assert main.Job(config.load(main.Recipe, path, words), cpu).reading.kinds == captions
 
 
 def test_augmented_training_reads_pictures_and_says_so(base, tmp_path):
