@@ -102,6 +102,8 @@ class Reading:
         """Return the training batches of this rank."""
         assert self.recipe.train is not None
         given = {**self.recipe.data.model_dump(exclude={"features"}), "shards": shards, "reader": self._reader()}
+        if self.recipe.data.augment is None:
+            given["decode"] = "exact"  # as evaluations see pictures, and as tables are made of them
         options: dict[str, Any] = {
             "batch_size": self.recipe.train.batch_size,
             "seed": self.recipe.run.seed,

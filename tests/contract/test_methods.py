@@ -7,7 +7,7 @@ import torch
 
 from finetune import delta
 from finetune.methods import base
-from pretrain import config, pretrained, registry
+from pretrain import config, dist, pretrained, registry
 from pretrain.config import ConfigError
 from pretrain.engine.accumulate import Accumulable
 from pretrain.engine.precision import Autocast
@@ -44,6 +44,20 @@ def test_says_what_it_is(name):
     plug = registry.find("finetune.methods", name)
     assert plug.__doc__ and "20" in plug.__doc__ and "arXiv" in plug.__doc__, "name the paper and its year"
     assert plug.Method.serves and plug.Method.trains and set(plug.Method.needs) <= {"image", "text", "text_embeds"}
+
+
+@pytest.mark.parametrize("options", [{"name": name} for name in NAMES] + [{"name": "full", "head": "linear"}])
+def test_it_is_built_without_the_other_ranks(options, folder, monkeypatch):
+    """It is built on the host, whose tensors a group of GPUs does not exchange."""
+
+    def refuses(*_: object) -> None:
+        raise RuntimeError("No backend type associated with device type cpu")
+
+    monkeypatch.setattr(dist, "world", lambda: 2)
+    monkeypatch.setattr(dist, "gather_with_grad", refuses)
+    plug = registry.find("finetune.methods", options["name"])
+    section = config.build(plug.Config, options)
+    assert plug.Method(section, pretrained.load(folder), CLASSES).trained()
 
 
 @pytest.mark.parametrize("name", NAMES)

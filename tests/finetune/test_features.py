@@ -1,11 +1,14 @@
 """Cached features: training on them is training on the pictures, whatever is interrupted, shared or unusable."""
 
 import dataclasses
+import io
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from finetune import encoded, features, main
 from finetune.reading import Reading
@@ -223,6 +226,23 @@ def test_updates_of_the_text_tower_alone_read_features_where_a_task_names_classe
         assert main.Job(config.load(main.Recipe, path), cpu).reading.kinds == classes
         words = [f"task={{name: retrieval, data: {tiny.pairs(tmp_path / 'pairs')}}}"]
         assert main.Job(config.load(main.Recipe, path, words), cpu).reading.kinds == captions
+
+
+def test_training_without_augmentation_sees_what_an_evaluation_sees(base, tmp_path):
+    """A photograph, which the fast way decodes at a part of its size."""
+    rng = np.random.default_rng(0)
+    with ShardWriter(tmp_path / "train.tar") as writer:
+        for n in range(2):
+            file = io.BytesIO()
+            Image.fromarray(rng.integers(0, 256, (300, 200, 3), dtype=np.uint8)).save(file, "jpeg")
+            writer.add(f"s{n}", {"jpg": file.getvalue(), "json": b'{"class": 0, "name": "red"}'})
+    section = config.load(main.Recipe, recipe_file(tmp_path), ["data.features=off", "train.batch_size=2"])
+    task = main.tasks.Task(section.task)
+    task.reader, cpu = "classify", torch.device("cpu")
+    reading = Reading(section, task, base, pictures_by="features", device=cpu)
+    trained = next(iter(reading.training([str(tmp_path / "train.tar")]).iterate()))
+    scored = next(reading.scan([str(tmp_path / "train.tar")], "train"))
+    assert torch.equal(trained.image_NCHW[[trained.keys.index(key) for key in scored.keys]], scored.image_NCHW)
 
 
 def test_augmented_training_reads_pictures_and_says_so(base, tmp_path):
