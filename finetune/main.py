@@ -4,6 +4,7 @@ Reads as the recipe: base model, task and method become one module, the trainer 
 Interrupted, the same command goes on where it stopped. RUN/delta.safetensors holds what was trained.
 """
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -164,7 +165,18 @@ class Job:
         """Return what a checkpoint of this run belongs to."""
         tree = self.recipe.model_dump(mode="json", include={"method", "train", "optim", "ema"})
         about = {"base": self.base.weights_hash, "method": tree.pop("method"), "classes": self.splits.names}
-        return Identity(fingerprint={"order": batches.fingerprint(), "architecture": about}, optimisation=tree)
+        drawn = self.recipe.task.model_dump(mode="json", include={"seed", "shots"})  # other samples, as many of them
+        order = {**batches.fingerprint(), "task": drawn, "train": contents(batches)}
+        return Identity(fingerprint={"order": order, "architecture": about}, optimisation=tree)
+
+
+def contents(batches: loader.Loader) -> str:
+    """Return a hash of the keys and sizes of all that training reads."""
+    out = hashlib.blake2b(digest_size=8)
+    for catalog in (source.store.catalog for source in batches.sources):
+        for shard in range(len(catalog.paths)):
+            out.update(catalog.index(shard))
+    return out.hexdigest()
 
 
 def run(section: Recipe, device: torch.device, load: Load = pretrained.load) -> int:
