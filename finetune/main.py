@@ -238,7 +238,8 @@ def finish(job: Job, before: dict[str, Score], *, steps: int, trainer: Trainer |
         state, after = settled(job, trainer.engine)
     path = job.folder.path / delta.FILE
     if dist.is_main():
-        delta.write(path, state, pretrained=job.base, method=job.method.config, names=job.splits.names)
+        about = {"pretrained": job.base, "method": job.method.config, "names": job.splits.names}
+        delta.write(path, state, **about, check=job.folder.check_token)
     dist.barrier()
     after |= job.open_scores(path)
     if dist.is_main():

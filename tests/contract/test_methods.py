@@ -11,6 +11,7 @@ from pretrain import config, dist, pretrained, registry
 from pretrain.config import ConfigError
 from pretrain.engine.accumulate import Accumulable
 from pretrain.engine.precision import Autocast
+from pretrain.engine.run_folder import RunFolder, StaleRunError
 from pretrain.models import ofa, text, vlm
 from tests import tiny
 
@@ -130,6 +131,18 @@ def test_a_delta_of_another_base_is_refused(name, folder, tmp_path):
     other.weights_hash = "0" * 32
     with pytest.raises(ConfigError, match="give the base that it was trained on"):
         delta.read(path, other)
+
+
+def test_a_start_that_was_replaced_leaves_the_delta_alone(folder, tmp_path):
+    run = RunFolder(tmp_path)
+    run.claim()
+    RunFolder(tmp_path).claim()
+    loaded = pretrained.load(folder)
+    method = make("clip_adapter", loaded)
+    about = {"pretrained": loaded, "method": method.config, "names": CLASSES}
+    with pytest.raises(StaleRunError):
+        delta.write(tmp_path / delta.FILE, method.state(), **about, check=run.check_token)
+    assert not list(tmp_path.glob("*delta*"))
 
 
 def test_a_damaged_delta_is_refused(folder, tmp_path):
