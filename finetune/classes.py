@@ -28,7 +28,9 @@ class Data(Section):
     images: str | None = None  #: the folder that a split_zhou json's paths start from; null: the json's own
     #: base: train on the first half of the classes, score both halves apart (CoOp's); new: the second half alone
     classes: Literal["all", "base", "new"] = "all"
-    shift: str | None = None  #: pictures of the same classes in another style, in any form of `data`: scored, too
+    #: pictures of the same classes in another style, in any form of `data`: its test split is scored, too, or all of it
+    #: where nobody has split it
+    shift: str | None = None
     seed: int = 1  #: which samples are drawn or held out; papers report the mean over 1, 2 and 3
 
 
@@ -62,8 +64,8 @@ def prepare(folder: Path, data: Data, *, shots: int | None, few: int | None) -> 
 
 def _make(folder: Path, data: Data, shots: int | None, few: int | None) -> Splits:
     found = sources.find(data.data, data.images)
+    refuse_unknown(found)
     names = splits.class_names(found["train"])
-    refuse_unknown(found, len(names))
     base, new = splits.halves(names)
     if data.classes != "all" and len(new) < 2:
         raise ConfigError(f"task.classes: {len(names)} classes have no two halves of two or more; use all")
@@ -93,24 +95,26 @@ def _whole(samples: list[Sample], folder: Path, split: str) -> list[str]:
 
 
 def _shifted(data: str, names: list[str]) -> list[Sample]:
-    """Return the test samples of a shift, its classes numbered as `names` are.
+    """Return the samples of a shift, its classes numbered as `names` are.
 
     Raises:
         ConfigError: it has no sample of these classes.
     """
-    samples = [s._replace(target=names.index(s.name)) for s in sources.find(data)["test"] if s.name in names]
+    samples = [s._replace(target=names.index(s.name)) for s in sources.scored(data) if s.name in names]
     if not samples:
         raise ConfigError(f"task.shift: {data!r} has no picture of a class of task.data; classes are matched by name")
     return samples
 
 
-def refuse_unknown(found: Found, classes: int) -> None:
-    """Raise a ConfigError where a sample is of a class that train does not have."""
+def refuse_unknown(found: Found) -> None:
+    """Raise a ConfigError where a sample is of a class that train does not have, or calls otherwise."""
+    names = {s.target: s.name for s in reversed(found["train"])}
     for split in ("validation", "test"):
-        wrong = next((s for s in found[split] if s.target >= classes), None)
+        wrong = next((s for s in found[split] if names.get(s.target) != s.name), None)
         if wrong is not None:
+            has = f"calls it {names[wrong.target]!r}" if wrong.target in names else "has none"
             raise ConfigError(
-                f"task.data: {split} sample {wrong.key!r} is of class {wrong.target} ({wrong.name}), train has none"
+                f"task.data: {split} sample {wrong.key!r} is of class {wrong.target} ({wrong.name}), train {has}"
             )
 
 

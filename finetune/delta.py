@@ -1,7 +1,7 @@
 """delta.safetensors: what a method trained, and nothing else; a few kilobytes that need their base to mean anything."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -20,9 +20,18 @@ VERSION = "1"
 
 
 def write(
-    path: Path, state: dict[str, Tensor], *, pretrained: Pretrained, method: base.Config, names: list[str]
+    path: Path,
+    state: dict[str, Tensor],
+    *,
+    pretrained: Pretrained,
+    method: base.Config,
+    names: list[str],
+    check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write a method's `state` with what it belongs to: base, method and class names."""
+    """Write a method's `state` with what it belongs to: base, method and class names.
+
+    `check` is called before it is there, and may raise.
+    """
     about = {
         "diptych_delta": VERSION,
         "base": pretrained.source,
@@ -30,7 +39,8 @@ def write(
         "method": method.model_dump_json(),
         "classes": json.dumps(names, ensure_ascii=False),
     }
-    write_atomic(path, save({n: p.detach().cpu().contiguous() for n, p in state.items()}, metadata=about))
+    data = save({n: p.detach().cpu().contiguous() for n, p in state.items()}, metadata=about)
+    write_atomic(path, data, check=check)
 
 
 def read(

@@ -36,6 +36,8 @@ from pretrain.data.remote import Access
 from pretrain.pretrained import Pretrained
 
 VERSION = 1  #: of how a row is computed
+#: of a tower's section: how it trains, or where its weights were
+TRAINING = {"weights", "frozen", "unlocked_blocks", "checkpointing", "patch_dropout"}
 PART = 1024  #: pictures of a part; so many are encoded again after a kill
 log = logging.getLogger("diptych")
 
@@ -49,10 +51,12 @@ def digest(fields: dict[str, bytes]) -> int | None:
 
 
 def model_key(base: Pretrained, access: Access) -> str:
-    """Return what names the rows of a model: a hash of its weights and of how it sees a picture."""
-    v = base.config.vision
-    seen = [VERSION, v.image_size, list(v.mean), list(v.std), v.interpolation, base.transform.resize_mode]
-    words = json.dumps([base.weights_hash, *seen, access.max_pixels])
+    """Return what names the rows of a model: a hash of its weights, of its tower and of how it sees a picture.
+
+    Weights alone do not say which activation stands between them, nor how many heads share them.
+    """
+    tower = base.config.vision.model_dump(mode="json", exclude=TRAINING)
+    words = json.dumps([VERSION, base.weights_hash, tower, base.transform.resize_mode, access.max_pixels])
     return hashlib.blake2b(words.encode(), digest_size=12).hexdigest()
 
 

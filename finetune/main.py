@@ -4,6 +4,7 @@ Reads as the recipe: base model, task and method become one module, the trainer 
 Interrupted, the same command goes on where it stopped. RUN/delta.safetensors holds what was trained.
 """
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -67,9 +68,10 @@ class Job:
         dist.seed_step(section.run.seed, "method")  # the same first weights on every rank
         self.method = self.build()
         self.module: torch.nn.Module = Finetune(self.method).to(device)
+        pictures_by = self.method.pictures_by
         if self.task.kind == "retrieve":
-            self.module = Contrast(self.method)
-        self.reading = Reading(section, self.task, self.base, pictures_by=self.method.pictures_by, device=device)
+            self.module, pictures_by = Contrast(self.method), "pixels"  # tables hold classes and no captions
+        self.reading = Reading(section, self.task, self.base, pictures_by=pictures_by, device=device)
         for shards in self.shards().values():
             self.reading.encode(shards)
 
@@ -163,7 +165,18 @@ class Job:
         """Return what a checkpoint of this run belongs to."""
         tree = self.recipe.model_dump(mode="json", include={"method", "train", "optim", "ema"})
         about = {"base": self.base.weights_hash, "method": tree.pop("method"), "classes": self.splits.names}
-        return Identity(fingerprint={"order": batches.fingerprint(), "architecture": about}, optimisation=tree)
+        drawn = self.recipe.task.model_dump(mode="json", include={"seed", "shots"})  # other samples, as many of them
+        order = {**batches.fingerprint(), "task": drawn, "train": contents(batches)}
+        return Identity(fingerprint={"order": order, "architecture": about}, optimisation=tree)
+
+
+def contents(batches: loader.Loader) -> str:
+    """Return a hash of the keys and sizes of all that training reads."""
+    out = hashlib.blake2b(digest_size=8)
+    for catalog in (source.store.catalog for source in batches.sources):
+        for shard in range(len(catalog.paths)):
+            out.update(catalog.index(shard))
+    return out.hexdigest()
 
 
 def run(section: Recipe, device: torch.device, load: Load = pretrained.load) -> int:
@@ -225,7 +238,8 @@ def finish(job: Job, before: dict[str, Score], *, steps: int, trainer: Trainer |
         state, after = settled(job, trainer.engine)
     path = job.folder.path / delta.FILE
     if dist.is_main():
-        delta.write(path, state, pretrained=job.base, method=job.method.config, names=job.splits.names)
+        about = {"pretrained": job.base, "method": job.method.config, "names": job.splits.names}
+        delta.write(path, state, **about, check=job.folder.check_token)
     dist.barrier()
     after |= job.open_scores(path)
     if dist.is_main():

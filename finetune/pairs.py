@@ -5,6 +5,8 @@ FOLDER/train/*.jpg beside *.txt, test/...          [validation/...]; folders ins
 TABLE.csv with the columns path, caption [, split] rows of one path are captions of one picture
 dataset_NAME.json                                  Karpathy's splits; task.images: where the pictures lie
 FOLDER/train-*.tar  test-*.tar                     or a pattern with {split}; captions as the caption reader finds them
+
+Validation may be called val.
 """
 
 import json
@@ -12,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from finetune.sources import SPLITS, Picture, form, picture, refuse_empty, shards, table
+from finetune.sources import SPLITS, Picture, form, picture, refuse_empty, shards, split_folder, table
 from pretrain.config import ConfigError
 from pretrain.data.decode import IMAGES
 from pretrain.dist import hash64
@@ -54,7 +56,7 @@ def find(data: str, images: str | None = None) -> Found | None:
         case "table":
             found = _table(path)
         case "split":
-            found = {split: _folder(path / split) for split in SPLITS}
+            found = {split: _folder(split_folder(path, split)) for split in SPLITS}
         case "whole":
             found = cut(_folder(path))
         case "shards":

@@ -28,7 +28,7 @@ class Reading:
     """The batches of one run on this rank."""
 
     def __init__(self, recipe: Recipe, task: Task, base: Pretrained, *, pictures_by: str, device: torch.device) -> None:
-        """`pictures_by` is the method's; where it is not `pixels`, the base's towers must stay as they are."""
+        """`pictures_by` is the method's; where it is not `pixels`, the base's tower of pictures must stay as it is."""
         self.recipe, self.task, self.base, self.device = recipe, task, base, device
         self.kinds = KINDS[pictures_by] if recipe.data.features == "cached" else ()
         self._tables: dict[tuple[str, ...], Encoded] = {}
@@ -102,6 +102,8 @@ class Reading:
         """Return the training batches of this rank."""
         assert self.recipe.train is not None
         given = {**self.recipe.data.model_dump(exclude={"features"}), "shards": shards, "reader": self._reader()}
+        if self.recipe.data.augment is None:
+            given["decode"] = "exact"  # as evaluations see pictures, and as tables are made of them
         options: dict[str, Any] = {
             "batch_size": self.recipe.train.batch_size,
             "seed": self.recipe.run.seed,

@@ -30,7 +30,7 @@ class Data(loader.Config):
     reader: dict[str, dict[str, Any]] = {}  # noqa: RUF012
     lanes: int = Field(default=1, ge=1)  #: small data: one stream that is shuffled as a whole
     order: Literal["exact"] = "exact"  #: splits and shots are counted
-    #: what training does to a picture; null: nothing, it is seen as an evaluation sees it
+    #: what training does to a picture; null: nothing, it is seen as an evaluation sees it, whatever `decode` says
     augment: Augment | None = None  # type: ignore[assignment]
     #: cached: features of frozen towers are computed once and kept in cache_dir, where all runs find them; with
     #: `augment`, those of evaluations only. off: computed whenever a picture is read

@@ -44,9 +44,12 @@ def read(out: Path) -> list[Cell]:
         name = NAME.fullmatch(folder.name)
         if name is None or not (folder / "config.yaml").is_file() or not (folder / DELTA).is_file():
             continue
+        newest = scores.newest(folder)
+        if not newest:  # it is being scored
+            continue
         tree = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         lead = f"{tree['task']['name']}/"
-        scored = {key.removeprefix(lead): score.value for key, (_, score) in scores.newest(folder).items()}
+        scored = {key.removeprefix(lead): score.value for key, (_, score) in newest.items()}
         if tree["task"].get("classes") == "base":
             scored = _of_halves(scored)
         found.append(Cell(name["label"], tree["method"], int(name["shots"]), int(name["seed"]), scored))

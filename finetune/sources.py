@@ -6,7 +6,8 @@
     split_zhou_NAME.json                                 CoOp's published splits; task.images: where the pictures lie
     FOLDER/train-*.tar  test-*.tar  [validation-*.tar]   or a pattern such as icons/fewshot-{split}-*.tar
 
-A sample of shards says its class in its json member: {"class": index, "name": class name}.
+Folders inside CLASS may have any depth; validation may be called val. A sample of shards says its class in its json
+member: {"class": index, "name": class name}.
 """
 
 import csv
@@ -27,6 +28,7 @@ from pretrain.data.shards import Store
 from pretrain.dist import hash64
 
 SPLITS = ("train", "validation", "test")
+SHORT = {"validation": ("val",)}  #: what a split is called, too
 SHARES = {"test": 0.3, "validation": 0.2}  #: of a class that nobody has split: those of CoOp's splits
 FORMS = (
     "a folder of CLASS/*.jpg or of train/CLASS/*.jpg and test/CLASS/*.jpg, a table .csv with the columns path and "
@@ -61,20 +63,36 @@ def find(data: str, images: str | None = None) -> Found:
         ConfigError: no such data, no train or test split, or samples without a class.
         ShardError: a shard cannot be read.
     """
+    found = _read(data, images, cut)
+    refuse_empty(found, data, FORMS)
+    return found
+
+
+def scored(data: str) -> list[Sample]:
+    """Return the pictures of data that nothing is trained on: its test split, or all where nobody has split them.
+
+    Raises:
+        ConfigError: no such data, nothing to score, or samples without a class.
+        ShardError: a shard cannot be read.
+    """
+    found = _read(data, None, lambda samples: {**{split: [] for split in SPLITS}, "test": list(samples)})
+    refuse_empty(found, data, FORMS, splits=("test",))
+    return found["test"]
+
+
+def _read(data: str, images: str | None, cut: Callable[[Iterable[Sample]], Found]) -> Found:
     path = Path(data)
     match form(data, images, json="split_zhou_*.json"):
         case "json":
-            found = _zhou(path, Path(images) if images else path.parent)
+            return _zhou(path, Path(images) if images else path.parent)
         case "table":
-            found = _table(path)
+            return _table(path, cut)
         case "split":
-            found = {split: _pictures(path / split, _folders(path / "train")) for split in SPLITS}
+            return {split: _pictures(split_folder(path, split), _folders(path / "train")) for split in SPLITS}
         case "whole":
-            found = cut(_pictures(path, _folders(path)))
+            return cut(_pictures(path, _folders(path)))
         case "shards":
-            found = {split: _labelled(shards(data, split)) for split in SPLITS}
-    refuse_empty(found, data, FORMS)
-    return found
+            return {split: _labelled(shards(data, split)) for split in SPLITS}
 
 
 def form(data: str, images: str | None = None, *, json: str = "") -> Form:
@@ -93,9 +111,11 @@ def form(data: str, images: str | None = None, *, json: str = "") -> Form:
     return "whole" if path.is_dir() and not any(path.glob("*.tar")) else "shards"
 
 
-def refuse_empty(found: Mapping[str, Sequence[Any]], data: str, forms: str) -> None:
+def refuse_empty(
+    found: Mapping[str, Sequence[Any]], data: str, forms: str, *, splits: Sequence[str] = ("train", "test")
+) -> None:
     """Raise a ConfigError where there is nothing to train on, or to score."""
-    for split in ("train", "test"):
+    for split in splits:
         if not found[split]:
             raise ConfigError(f"task.data: {data!r} has no {split} split; give {forms}")
 
@@ -109,8 +129,18 @@ def shards(data: str, split: str) -> list[str]:
     pattern = str(Path(data) / "{split}-*.tar") if Path(data).is_dir() else data
     if "{split}" not in pattern:
         raise ConfigError(f"task.data: {data!r} is not there, or none of these: {FORMS}")
-    words = braceexpand(pattern.replace("{split}", split))
-    return sorted(path for word in words for path in glob.glob(word))
+    found = (_matching(pattern.replace("{split}", name)) for name in (split, *SHORT.get(split, ())))
+    return next((paths for paths in found if paths), [])
+
+
+def _matching(pattern: str) -> list[str]:
+    return sorted(path for word in braceexpand(pattern) for path in glob.glob(word))
+
+
+def split_folder(folder: Path, split: str) -> Path:
+    """Return where a split lies in a folder of splits."""
+    there = (folder / name for name in (split, *SHORT.get(split, ())))
+    return next((path for path in there if path.is_dir()), folder / split)
 
 
 def are_shards(data: str) -> bool:
@@ -171,23 +201,38 @@ def picture(path: Path, where: str) -> Picture:
 
 
 def _folders(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    """Return the names of the class folders, sorted.
+
+    Raises:
+        ConfigError: one without a picture.
+    """
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    bare = next((name for name in names if next(_images(folder / name), None) is None), None)
+    if bare is not None:
+        raise ConfigError(
+            f"task.data: {folder / bare} holds no picture ({', '.join(IMAGES)}); every folder in {folder} is a class"
+        )
+    return names
 
 
 def _images(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.glob("*/*")) if folder.is_dir() else []:
-        if path.suffix[1:].lower() in IMAGES and not path.name.startswith("."):
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix[1:].lower() in IMAGES and not hidden:
             yield path
 
 
 def _pictures(folder: Path, names: list[str]) -> list[Sample]:
     """Return the pictures of class folders, numbered by the sorted names of train's folders."""
     out = []
-    for path in _images(folder):
-        if path.parent.name not in names:
-            raise ConfigError(f"task.data: {path.parent} has no folder of its name in train")
-        key, name = path.relative_to(folder).as_posix(), path.parent.name
-        out.append(Sample(key, names.index(name), spoken(name), Picture(path, path.suffix[1:].lower())))
+    for own in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if not own.is_dir() or own.name.startswith("."):
+            continue
+        for path in _images(own):
+            if own.name not in names:
+                raise ConfigError(f"task.data: {own} has no folder of its name in train")
+            key = path.relative_to(folder).as_posix()
+            out.append(Sample(key, names.index(own.name), spoken(own.name), Picture(path, path.suffix[1:].lower())))
     return out
 
 
@@ -195,7 +240,7 @@ def table(path: Path, needed: tuple[str, str]) -> tuple[list[dict[str, str]], se
     """Return the rows of a CSV and its columns.
 
     Raises:
-        ConfigError: it cannot be read, or lacks a column.
+        ConfigError: it cannot be read, or lacks a column, or a row has not as many cells as there are columns.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -207,10 +252,16 @@ def table(path: Path, needed: tuple[str, str]) -> tuple[list[dict[str, str]], se
         raise ConfigError(
             f"task.data: {path} needs the columns {' and '.join(needed)}, has {sorted(map(str, columns))}"
         )
+    for number, row in enumerate(rows, 2):
+        if None in row or None in row.values():  # which is how the csv module says more or fewer
+            raise ConfigError(
+                f"task.data: line {number} of {path} has not as many cells as the first line; put a cell that holds a "
+                "comma in double quotes"
+            )
     return rows, columns
 
 
-def _table(path: Path) -> Found:
+def _table(path: Path, cut: Callable[[Iterable[Sample]], Found]) -> Found:
     """Return the pictures of a table; classes are numbered by their sorted names."""
     rows, columns = table(path, ("path", "class"))
     names = sorted({(row["class"] or "").strip() for row in rows})

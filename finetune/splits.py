@@ -66,6 +66,7 @@ def prepared(folder: Path, mark: Mapping[str, Any], make: Callable[[], Splits]) 
         try:
             found = _read(folder / FILE, mark)
             if found is None:
+                (folder / FILE).unlink(missing_ok=True)  # it would name the new shards the old ones
                 found = make()
                 folder.mkdir(parents=True, exist_ok=True)
                 tree = {"config": dict(mark), "splits": found._asdict()}

@@ -124,9 +124,13 @@ def cells(
         method, tree = tree_of(given, file)
         for shot in _own_shots(method, tree.pop("shots", None), shots):
             for seed in seeds:
-                run = {**(tree.get("run") or {}), "name": f"{method}-shots{shot}-seed{seed}", "dir": str(out)}
-                task = {**(tree.get("task") or {}), "shots": shot, "seed": seed}
-                whole = config.override({**tree, "run": {**run, "seed": seed}, "task": task}, words)
+                own = {
+                    "run": {"name": f"{method}-shots{shot}-seed{seed}", "dir": str(out), "seed": seed},
+                    "task": {"shots": shot, "seed": seed},
+                }
+                laid = {key: {**(tree.get(key) or {}), **section} for key, section in own.items()}
+                whole = config.override({**tree, **laid}, words)
+                _refuse_changed(own, whole)
                 section = config.build(Recipe, whole, where=f"sweep, {method}")
                 if not {"shots", "seed"} <= type(section.task).model_fields.keys():
                     raise ConfigError(f"task.name: {section.task.name} has no shots to sweep over; take few_shot")
@@ -135,6 +139,14 @@ def cells(
     if len(set(names)) < len(names):
         raise ConfigError(f"--methods: two cells are called {next(n for n in names if names.count(n) > 1)}")
     return found
+
+
+def _refuse_changed(own: dict[str, dict[str, Any]], whole: dict[str, Any]) -> None:
+    """Raise a ConfigError where an override takes from a cell what sets it apart from the others."""
+    for name, section in own.items():
+        for key, value in section.items():
+            if (whole.get(name) or {}).get(key) != value:
+                raise ConfigError(f"{name}.{key}: the sweep gives each cell its own; use --shots, --seeds or --out")
 
 
 def _own_shots(method: str, own: Any, shots: Sequence[int]) -> list[int]:
@@ -233,6 +245,14 @@ def run(mine: list[Cell], device: torch.device) -> int:
     return 1 if failed else 0
 
 
+def written(out: Path) -> str:
+    """Write the results of a sweep and return them; say so where no run is finished yet."""
+    try:
+        return results.write(out)
+    except ValueError as error:
+        return f"no table: {error}"
+
+
 def _span(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -268,7 +288,7 @@ def main(words: list[str] | None = None) -> int:
         device = process.setup_process_group()
         code = run(as_shards(mine, args.out), device)
         if dist.is_main() and code in (0, 1):
-            print(results.write(args.out))
+            print(written(args.out))
         dist.barrier()
         return code
 

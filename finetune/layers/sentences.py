@@ -48,6 +48,14 @@ class Sentences(nn.Module):
                 self.known_KE = over_ranks(lambda own_k: self._encode(text, own_k), self.classes)
         return self.known_KE
 
+    def alone(self, text: nn.Module) -> Tensor:
+        """Return the features without the other ranks: where a method is built, which may be on no rank's device yet.
+
+        A group of GPUs moves nothing that lies on the host.
+        """
+        with torch.no_grad():
+            return self._encode(text, torch.arange(self.classes))
+
     def _encode(self, text: nn.Module, own_k: Tensor) -> Tensor:
         own_ST = self.tokens_ST.unflatten(0, (self.classes, -1))[own_k].flatten(0, 1)
         parts = own_ST.split(ROWS if self.frozen else len(own_ST))

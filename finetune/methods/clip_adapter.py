@@ -67,7 +67,7 @@ class Method(base.Method):
         assert classes_KE is not None
         if self.vision_adapter is not None:
             image_NE = mixed(image_NE, self.vision_adapter(image_NE), self.config.alpha)
-        return self.scale_1 * image_NE @ classes_KE.T
+        return base.scaled_cosines(self.scale_1, image_NE, classes_KE)
 
 
 def adapter(width: int, config: Config) -> Bottleneck:

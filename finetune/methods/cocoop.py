@@ -75,4 +75,5 @@ class Method(base.Method):
         tokens_RT = tokens_kT.repeat(len(image_NE), 1)
         text_RE = self.model.text(tokens_RT, embeds_BTC=prompts_RTC).text_BE
         text_NkE = F.normalize(text_RE.float(), dim=-1).unflatten(0, (len(image_NE), -1))
-        return self.scale_1 * torch.einsum("ne,nke->nk", image_NE, text_NkE)
+        with base.exact(image_NE):
+            return self.scale_1 * torch.einsum("ne,nke->nk", image_NE, text_NkE)

@@ -66,4 +66,4 @@ class Method(base.Method):
     def classify_features(self, image_NE: Tensor, classes_KE: Tensor | None) -> Tensor:
         """Return scaled cosines [N, K]."""
         assert classes_KE is not None
-        return self.scale_1 * image_NE @ classes_KE.T
+        return base.scaled_cosines(self.scale_1, image_NE, classes_KE)

@@ -65,7 +65,7 @@ class Method(base.Method):
         self.sentences = Sentences(pretrained, names, config.templates or base.TEMPLATES, frozen=fixed or linear)
         self.head = nn.Linear(pretrained.config.embed_dim, len(names), bias=False) if linear else None
         if self.head is not None:
-            self.head.weight.data = self.scale_1 * self.sentences(self.model.text)
+            self.head.weight.data = self.scale_1 * self.sentences.alone(self.model.text)
         self.open_classes = not linear
         self.trains = (*TRAINS[config.towers], "head.*")
         mixes = config.wise is not None
@@ -94,10 +94,11 @@ class Method(base.Method):
         """Return logits [N, K]."""
         seen = self.model(batch)
         if self.head is not None:
-            logits: Tensor = self.head(seen.image)
+            with base.exact(seen.image):
+                logits: Tensor = self.head(seen.image)
             return logits
         assert classes_KE is not None
-        return seen.scale * seen.image @ classes_KE.T
+        return base.scaled_cosines(seen.scale, seen.image, classes_KE)
 
     def merge(self) -> None:
         """Nothing is left to do: the base's own weights were trained.

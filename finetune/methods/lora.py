@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from finetune.layers.low_rank import LowRank
 from finetune.layers.sentences import Sentences
 from finetune.methods import base
-from pretrain.batch import Batch
 from pretrain.config import ConfigError
 from pretrain.models import sites
 from pretrain.pretrained import Pretrained
@@ -53,6 +52,7 @@ class Method(base.Method):
 
     def __init__(self, config: Config, pretrained: Pretrained, names: list[str]) -> None:
         super().__init__(config, pretrained, names)
+        self.pictures_by = "features" if config.towers == "text" else "pixels"
         for tower in ("vision", "text") if config.towers == "both" else (config.towers,):
             self._attach(tower)
         fixed = config.towers == "vision"
@@ -98,10 +98,10 @@ class Method(base.Method):
         features: Tensor = self.sentences(self.model.text)
         return features
 
-    def classify(self, batch: Batch, classes_KE: Tensor | None) -> Tensor:
+    def classify_features(self, image_NE: Tensor, classes_KE: Tensor | None) -> Tensor:
         """Return scaled cosines [N, K]."""
         assert classes_KE is not None
-        return self.scale_1 * self.model(batch).image @ classes_KE.T
+        return base.scaled_cosines(self.scale_1, image_NE, classes_KE)
 
     def merge(self) -> None:
         """Put every updated linear back, the update in its weight."""

@@ -61,11 +61,13 @@ class Cache(nn.Module):
 
     def forward(self, image_NE: Tensor) -> Tensor:
         """Return cosines with all keys [N, M]; trained keys leave the sphere, as they do in the released code."""
-        return F.linear(image_NE.float(), self.keys.float())
+        with base.exact(image_NE):
+            return F.linear(image_NE.float(), self.keys.float())
 
     def votes(self, cosine_NM: Tensor, beta: float) -> Tensor:
         """Return the sum of exp(-beta (1 - cosine)) over the pictures of each class, [N, K]."""
-        return (-beta * (1 - cosine_NM)).exp() @ F.one_hot(self.target_M, self.classes).to(cosine_NM.dtype)
+        with base.exact(cosine_NM):
+            return (-beta * (1 - cosine_NM)).exp() @ F.one_hot(self.target_M, self.classes).to(cosine_NM.dtype)
 
 
 class Method(base.Method):
@@ -159,7 +161,7 @@ class Method(base.Method):
 
     def zero_shot(self, image_NE: Tensor, classes_KE: Tensor) -> Tensor:
         """Return scaled cosines with the classes [N, K]."""
-        return self.scale_1 * image_NE @ classes_KE.T
+        return base.scaled_cosines(self.scale_1, image_NE, classes_KE)
 
     def classify_features(self, image_NE: Tensor, classes_KE: Tensor | None) -> Tensor:
         """Return logits [N, K]."""

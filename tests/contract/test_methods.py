@@ -1,13 +1,17 @@
 """Every fine-tuning method, found by its file name: it trains what it says, and nothing else moves."""
 
+import math
+
 import pytest
 import torch
 
 from finetune import delta
 from finetune.methods import base
-from pretrain import config, pretrained, registry
+from pretrain import config, dist, pretrained, registry
 from pretrain.config import ConfigError
 from pretrain.engine.accumulate import Accumulable
+from pretrain.engine.precision import Autocast
+from pretrain.engine.run_folder import RunFolder, StaleRunError
 from pretrain.models import ofa, text, vlm
 from tests import tiny
 
@@ -41,6 +45,20 @@ def test_says_what_it_is(name):
     plug = registry.find("finetune.methods", name)
     assert plug.__doc__ and "20" in plug.__doc__ and "arXiv" in plug.__doc__, "name the paper and its year"
     assert plug.Method.serves and plug.Method.trains and set(plug.Method.needs) <= {"image", "text", "text_embeds"}
+
+
+@pytest.mark.parametrize("options", [{"name": name} for name in NAMES] + [{"name": "full", "head": "linear"}])
+def test_it_is_built_without_the_other_ranks(options, folder, monkeypatch):
+    """It is built on the host, whose tensors a group of GPUs does not exchange."""
+
+    def refuses(*_: object) -> None:
+        raise RuntimeError("No backend type associated with device type cpu")
+
+    monkeypatch.setattr(dist, "world", lambda: 2)
+    monkeypatch.setattr(dist, "gather_with_grad", refuses)
+    plug = registry.find("finetune.methods", options["name"])
+    section = config.build(plug.Config, options)
+    assert plug.Method(section, pretrained.load(folder), CLASSES).trained()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -115,6 +133,18 @@ def test_a_delta_of_another_base_is_refused(name, folder, tmp_path):
         delta.read(path, other)
 
 
+def test_a_start_that_was_replaced_leaves_the_delta_alone(folder, tmp_path):
+    run = RunFolder(tmp_path)
+    run.claim()
+    RunFolder(tmp_path).claim()
+    loaded = pretrained.load(folder)
+    method = make("clip_adapter", loaded)
+    about = {"pretrained": loaded, "method": method.config, "names": CLASSES}
+    with pytest.raises(StaleRunError):
+        delta.write(tmp_path / delta.FILE, method.state(), **about, check=run.check_token)
+    assert not list(tmp_path.glob("*delta*"))
+
+
 def test_a_damaged_delta_is_refused(folder, tmp_path):
     (tmp_path / delta.FILE).write_bytes(b"no delta")
     with pytest.raises(ConfigError, match="cannot be read"):
@@ -141,6 +171,19 @@ def test_a_base_without_towers_to_compare_is_refused():
         ConfigError, match=r"coop needs .*, the base is a ofa and provides .*; take a base of two towers"
     ):
         base.refuse_base("coop", ofa.Config(size="tiny"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_is_for_towers_and_not_for_logits(name, folder):
+    """Cosines times 100 in bf16 have steps of 0.5, and a step of training would see no finer ones."""
+    loaded = pretrained.load(folder)
+    loaded.model.logit_scale.data.fill_(math.log(100))
+    module = Autocast(base.Finetune(make(name, loaded)).eval(), "bf16", device_type="cpu")
+    if module.module.method.solved(module.module.method.config) and name != "tip_adapter":
+        pytest.skip("never trained, so never in half precision")
+    with torch.no_grad():
+        logits_NK = module([labelled()], want="logits")
+    assert not torch.equal(logits_NK, logits_NK.bfloat16().float())
 
 
 @pytest.mark.parametrize("name", NAMES)

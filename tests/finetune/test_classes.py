@@ -68,6 +68,20 @@ def test_a_shift_is_matched_by_class_names(five, tmp_path):
         task(five, classes="base", shift=str(tmp_path / "other")).prepare(tmp_path / "base")
 
 
+def test_a_shift_needs_nothing_to_train_on_and_is_scored_as_a_whole(five, tmp_path):
+    shard(tmp_path / "other" / "test-00000.tar", [{"class": 0, "name": "n2"}])
+    found = task(five, shift=str(tmp_path / "other")).prepare(tmp_path / "run")
+    assert counted(found.more["shift"].shards) == {(2, "n2"): 1}
+    mine, others = tiny.class_folders(tmp_path / "mine"), bare(tmp_path / "others")
+    found = task(mine, shift=str(others)).prepare(tmp_path / "whole")
+    assert counted(found.more["shift"].shards) == {(c, name): 10 for c, name in enumerate(found.names)}
+    (others / "list.csv").write_text("path,class\n" + "".join(f"{p},{p.parent.name}\n" for p in others.glob("*/*")))
+    again = task(mine, shift=str(others / "list.csv")).prepare(tmp_path / "table")
+    assert counted(again.more["shift"].shards) == counted(found.more["shift"].shards)
+    with pytest.raises(ConfigError, match="has no test split"):
+        task(mine, shift=str(tmp_path / "nowhere-{split}.tar")).prepare(tmp_path / "none")
+
+
 def test_a_whole_training_set_with_a_tenth_held_out(tmp_path):
     data = tiny.class_folders(tmp_path / "mine", train=20)
     section = classification.Config(name="classification", data=str(data))

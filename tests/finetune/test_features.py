@@ -1,11 +1,14 @@
 """Cached features: training on them is training on the pictures, whatever is interrupted, shared or unusable."""
 
 import dataclasses
+import io
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from finetune import encoded, features, main
 from finetune.reading import Reading
@@ -83,9 +86,14 @@ def test_other_weights_and_another_look_have_rows_of_their_own(base):
     key = features.model_key(base, Access())
     assert key == features.model_key(dataclasses.replace(base, source="elsewhere"), Access())
     assert key != features.model_key(dataclasses.replace(base, weights_hash="others"), Access())
-    for change in ({"image_size": 64}, {"mean": (0.5, 0.5, 0.5)}, {"interpolation": "bilinear"}):
+    for change in (
+        {"image_size": 64}, {"mean": (0.5, 0.5, 0.5)}, {"interpolation": "bilinear"}, {"args": {"num_heads": 4}},
+        {"name": "vit_base_patch32_clip_quickgelu_224"},
+    ):  # fmt: skip
         section = base.config.model_copy(update={"vision": base.config.vision.model_copy(update=change)})
         assert key != features.model_key(dataclasses.replace(base, config=section), Access()), change
+    frozen = base.config.model_copy(update={"vision": base.config.vision.model_copy(update={"frozen": True})})
+    assert key == features.model_key(dataclasses.replace(base, config=frozen), Access())
 
 
 def test_training_batches_are_those_of_the_loader_of_pictures(base, shards, tmp_path):
@@ -192,7 +200,14 @@ def test_nodes_with_caches_of_their_own_exchange_rows(base, shards, tmp_path, ra
 @pytest.mark.check("linear-probe", 7)
 @pytest.mark.check("clip-adapter", 9)
 @pytest.mark.parametrize(
-    "method", ["{name: coop, length: 4}", "{name: clip_adapter}", "{name: linear_probe, c: 1.0}", TIP_F]
+    "method",
+    [
+        "{name: coop, length: 4}",
+        "{name: clip_adapter}",
+        "{name: linear_probe, c: 1.0}",
+        TIP_F,
+        "{name: lora, towers: text, roles: [q, v]}",
+    ],
 )
 def test_a_run_on_the_table_ends_as_one_that_encodes_each_step(method, tmp_path, ranks):
     file = str(recipe_file(tmp_path, method=method))
@@ -202,6 +217,32 @@ def test_a_run_on_the_table_ends_as_one_that_encodes_each_step(method, tmp_path,
     for name, want in delta(tmp_path, "plain").items():
         torch.testing.assert_close(kept[name], want, rtol=2e-5, atol=2e-5)
     assert scores.newest(tmp_path / "runs" / "plain") == kept_scores
+
+
+def test_updates_of_the_text_tower_alone_read_features_where_a_task_names_classes(tmp_path):
+    for towers, classes, captions in (("text", ("image",), ()), ("both", (), ())):
+        path = recipe_file(tmp_path, method=f"{{name: lora, towers: {towers}}}")
+        cpu = torch.device("cpu")
+        assert main.Job(config.load(main.Recipe, path), cpu).reading.kinds == classes
+        words = [f"task={{name: retrieval, data: {tiny.pairs(tmp_path / 'pairs')}}}"]
+        assert main.Job(config.load(main.Recipe, path, words), cpu).reading.kinds == captions
+
+
+def test_training_without_augmentation_sees_what_an_evaluation_sees(base, tmp_path):
+    """A photograph, which the fast way decodes at a part of its size."""
+    rng = np.random.default_rng(0)
+    with ShardWriter(tmp_path / "train.tar") as writer:
+        for n in range(2):
+            file = io.BytesIO()
+            Image.fromarray(rng.integers(0, 256, (300, 200, 3), dtype=np.uint8)).save(file, "jpeg")
+            writer.add(f"s{n}", {"jpg": file.getvalue(), "json": b'{"class": 0, "name": "red"}'})
+    section = config.load(main.Recipe, recipe_file(tmp_path), ["data.features=off", "train.batch_size=2"])
+    task = main.tasks.Task(section.task)
+    task.reader, cpu = "classify", torch.device("cpu")
+    reading = Reading(section, task, base, pictures_by="features", device=cpu)
+    trained = next(iter(reading.training([str(tmp_path / "train.tar")]).iterate()))
+    scored = next(reading.scan([str(tmp_path / "train.tar")], "train"))
+    assert torch.equal(trained.image_NCHW[[trained.keys.index(key) for key in scored.keys]], scored.image_NCHW)
 
 
 def test_augmented_training_reads_pictures_and_says_so(base, tmp_path):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from finetune import main
 from pretrain import config, dist, pretrained
 from pretrain.engine import checkpoint
+from pretrain.engine.parts import Identity
 from pretrain.report import scores
 from tests import tiny
 from tests.ranks import a_port
@@ -94,6 +95,21 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(stage, tmp_path, ranks):
     assert torch.equal(delta(tmp_path)["context.words"], want)  # momentum and schedule went on where they were
     size = sum(part.stat().st_size for part in (checkpoints / "step-00000006").glob("part-*"))
     assert size < 10_000, "a checkpoint of 4 x 32 words has nothing of the frozen base"
+
+
+def test_a_checkpoint_belongs_to_what_it_was_trained_on(tmp_path):
+    """Another draw, or other pictures, are as many samples of the same classes in shards of the same names."""
+
+    def identity(*words: str) -> Identity:
+        job = main.Job(config.load(main.Recipe, recipe_file(tmp_path), words), torch.device("cpu"))
+        return job.identity(job.training())
+
+    first, moved = identity(), shutil.copytree(tiny.class_folders(tmp_path / "mine"), tmp_path / "moved")
+    assert identity(f"task.data={moved}", "task.templates=plain") == first
+    assert identity("task.seed=2") != first
+    for path in (moved / "train").glob("*/*"):
+        path.write_bytes(path.read_bytes() + bytes(9))
+    assert identity(f"task.data={moved}", "run.name=other") != first
 
 
 METHODS_OF_TOWERS = {

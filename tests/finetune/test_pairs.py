@@ -57,6 +57,8 @@ def test_folders_that_are_split_already_and_shards(tmp_path):
     for split, count in (("train", 5), ("test", 3)):
         folder(mine / split, count)
     assert sizes(pairs.find(str(mine))) == {"train": 5, "validation": 0, "test": 3}
+    folder(mine / "val", 2)
+    assert sizes(pairs.find(str(mine))) == {"train": 5, "validation": 2, "test": 3}
     tiny.corpus(tmp_path / "corpus")
     (tmp_path / "corpus" / "shapes-00000.tar").rename(tmp_path / "corpus" / "train-00000.tar")
     with pytest.raises(ConfigError, match="has no test split"):
@@ -77,4 +79,7 @@ def test_mistakes_are_sentences(tmp_path):
         pairs.find(str(mine), str(mine))
     (tmp_path / "a.csv").write_text("path,text\na.png,b\n")
     with pytest.raises(ConfigError, match="needs the columns path and caption"):
+        pairs.find(str(tmp_path / "a.csv"))
+    (tmp_path / "a.csv").write_text("path,caption\nmine/1/1.png,a cat, asleep\n")
+    with pytest.raises(ConfigError, match="put a cell that holds a comma in double quotes"):
         pairs.find(str(tmp_path / "a.csv"))

@@ -1,12 +1,13 @@
 """Means over seeds, and what becomes of a claim, against numbers made by hand and scipy's intervals."""
 
+import json
 import math
 import subprocess
 import sys
 
 import pytest
 
-from finetune import claims, results
+from finetune import claims, results, sweep
 from finetune.claims import Cell, mean
 from tests.finetune.test_main import ROOT
 
@@ -82,6 +83,21 @@ def test_the_table_is_written_without_torch(tmp_path):
     with pytest.raises(ValueError, match="no finished run"):
         results.write(tmp_path)
     assert results.main([str(tmp_path / "none")]) == 1
+
+
+def test_a_run_that_is_not_scored_yet_is_left_out(tmp_path):
+    """Its delta lies there while it is scored: another job of an array may write the table just then."""
+    for seed in (1, 2):
+        folder = tmp_path / f"coop_base-shots4-seed{seed}"
+        folder.mkdir()
+        (folder / "config.yaml").write_text("method: {name: coop}\ntask: {name: few_shot, classes: base}\n")
+        (folder / results.DELTA).touch()
+    lines = [{"step": 6, "name": f"few_shot/{n}", "value": 0.5, "low": 0, "high": 1, "count": 9}
+             for n in ("accuracy", "zero_shot", "new/accuracy")]  # fmt: skip
+    (folder / "evals.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [c.seed for c in results.read(tmp_path)] == [2]
+    (folder / "evals.jsonl").unlink()
+    assert sweep.written(tmp_path).startswith("no table: ")
 
 
 def test_what_people_read():

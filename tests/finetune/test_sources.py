@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -85,6 +86,14 @@ def test_mistakes_in_a_table(tmp_path, row, message):
         sources.find(table(tmp_path / "mine.csv", [right, row]))
 
 
+@pytest.mark.parametrize("row", ["a", "a, and b,{first}"])
+def test_a_row_of_more_or_fewer_cells_is_refused(tmp_path, row):
+    first = next(bare(tmp_path / "mine").glob("*/*"))
+    (tmp_path / "mine.csv").write_text(f"class,path\na,{first}\n{row.format(first=first)}\n")
+    with pytest.raises(ConfigError, match=r"line 3 of .* has not as many cells as the first line"):
+        sources.find(str(tmp_path / "mine.csv"))
+
+
 @pytest.mark.check("few-shot", 2)
 def test_coops_published_splits_drop_in(tmp_path):
     folder = bare(tmp_path / "images")
@@ -114,3 +123,23 @@ def test_shards_made_of_ones_own_pictures_draw_as_these_do(tmp_path):
         drawn = [splits.draw(samples, 2, seed=3) for samples in (group, again[split])]
         assert [s[:3] for s in drawn[0]] == [s[:3] for s in drawn[1]]
         assert drawn[0][0].read() == drawn[1][0].read()
+
+
+def test_pictures_are_found_at_any_depth_and_validation_may_be_called_val(tmp_path):
+    folder = tiny.class_folders(tmp_path / "mine")
+    want = {split: [s[:3] for s in group] for split, group in sources.find(str(folder)).items()}
+    deep = folder / "train" / "red_shape" / "seen" / "yesterday"
+    deep.mkdir(parents=True)
+    (folder / "train" / "red_shape" / "5.png").rename(deep / "5.png")
+    (folder / "train" / "red_shape" / ".trash").mkdir()
+    (folder / "train" / "red_shape" / ".trash" / "0.png").write_bytes(b"")
+    shutil.copytree(folder / "test", folder / "val")
+    found = sources.find(str(folder))
+    assert len(found["train"]) == 18 and "red_shape/seen/yesterday/5.png" in {s.key for s in found["train"]}
+    assert [s[:3] for s in found["validation"]] == want["test"]
+    for split, group in found.items():
+        splits.write(group, tmp_path / "shards", "val" if split == "validation" else split)
+    assert [s[:3] for s in sources.find(str(tmp_path / "shards"))["validation"]] == want["test"]
+    (folder / "train" / "a_class").mkdir()
+    with pytest.raises(ConfigError, match=r"a_class holds no picture \(jpg, "):
+        sources.find(str(folder))

@@ -65,6 +65,25 @@ def test_a_second_start_finds_the_same_bytes(tmp_path):
     assert task(data, shots=1).prepare(tmp_path / "a").samples["train"] == 3  # another draw is another draw
 
 
+def test_shards_that_another_draw_has_overwritten_are_not_those_of_the_first(tmp_path, monkeypatch):
+    data = tiny.class_folders(tmp_path / "mine")
+    first = task(data, shots=2).prepare(tmp_path / "run")
+    before = Path(first.train[0]).read_bytes()
+    write = splits.write
+
+    def dies(samples, folder, split):
+        if split == "test":
+            raise KeyboardInterrupt
+        return write(samples, folder, split)
+
+    monkeypatch.setattr(splits, "write", dies)
+    with pytest.raises(KeyboardInterrupt):
+        task(data, shots=1).prepare(tmp_path / "run")
+    monkeypatch.undo()
+    assert task(data, shots=2).prepare(tmp_path / "run") == first
+    assert Path(first.train[0]).read_bytes() == before
+
+
 def shard(path, rows: list[dict]) -> None:
     path.parent.mkdir(exist_ok=True)
     with format.ShardWriter(path) as writer:
@@ -89,6 +108,9 @@ def test_shards_by_folder_and_by_pattern(tmp_path):
         ([{"class": 0, "name": "a"}, {"class": 0, "name": "b"}], [{"class": 0, "name": "a"}], "is called 'a' and 'b'"),
         ([{"class": 0, "name": "a"}, {"class": 2, "name": "b"}], [{"class": 0, "name": "a"}], "0 .. 1 without gaps"),
         ([{"class": 0, "name": "a"}, {"class": 1, "name": "b"}], [{"class": 2, "name": "c"}], "train has none"),
+        ([{"class": 0, "name": "a"}, {"class": 1, "name": "b"}], [{"class": -1, "name": "b"}], "train has none"),
+        ([{"class": 1, "name": "a"}, {"class": 2, "name": "b"}], [{"class": 0, "name": "c"}], r"\(c\), train has none"),
+        ([{"class": 0, "name": "a"}, {"class": 1, "name": "b"}], [{"class": 0, "name": "b"}], "train calls it 'a'"),
         ([{"class": "0", "name": "a"}], [{"class": 0, "name": "a"}], "must hold"),
         ([{"class": 0}], [{"class": 0, "name": "a"}], "must hold"),
     ],

@@ -73,6 +73,9 @@ def test_a_methods_own_sections_are_laid_over_the_configs(tmp_path):
         (["coop", "coop"], [], "two cells are called coop-shots1-seed1"),
         (["coop"], ["task.name=classification"], "unknown key 'shots'"),
         (["coop", "probe"], ["method.length=-1"], "sweep, coop"),
+        (["coop"], ["task.shots=4"], r"task\.shots: the sweep gives each cell its own; use --shots"),
+        (["coop"], ["run.seed=7"], r"run\.seed: the sweep gives"),
+        (["coop"], ["run.name=mine"], r"run\.name: the sweep gives"),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(methods, words, message, tmp_path):
