@@ -42,6 +42,7 @@ class Example:
     weight: float = 1.0  #: what its loss is multiplied with
     unlearned: int = 0  #: so many tokens of the suffix, from its beginning, carry no loss
     codes: bool = False  #: the suffix is codes of an image, not text
+    codes_alone: bool = False  #: and its softmax is over codes and the tokenizer's specials alone
     hole: bool = False  #: the middle half of each side of its pictures is hidden
     candidates: tuple[str, ...] = ()  #: what the suffix may be, where it is one of a list
     prompt: str = "none"  #: what a decoder reads before the suffix: none, source, or source_end (with its end token)

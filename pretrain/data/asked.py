@@ -30,7 +30,7 @@ class Asked(Composer):
         """Return the row of what is given."""
         box_4 = None if example.boxes_K4 is None else example.boxes_K4[0].tolist()
         meta = {**example.meta, GIVEN: example.prefix, SAID: example.suffix, BOX: box_4}
-        row = self.inner.row(replace(example, suffix="", candidates=(), meta=meta), images)
+        row = self.inner.row(replace(example, suffix="", candidates=(), codes_alone=False, meta=meta), images)
         if not isinstance(self.inner, Seq2SeqComposer):
             row.labels[-1] = row.ids[-1]  # a text that fills all places was cut: its end is not given either
         return row

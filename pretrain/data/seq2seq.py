@@ -5,12 +5,15 @@ its padding, VL-BART `</s> <s>`) and then what it says, which is the rest of the
 labels are what it reads, one place earlier. A text that is too long keeps its end token. Where an example says so, the
 decoder reads the source before the suffix, which carries no loss (OFA's prompts, Wang et al. 2022, arXiv:2202.03052).
 
-Where the suffix is one of a list of candidates, only their next tokens are allowed at each of its places.
+Where the suffix is one of a list of candidates, only their next tokens are allowed at each of its places; where it is
+of codes alone, only codes and the tokenizer's specials (OFA's text-to-image).
 
 Letters: B = rows, N = images, T = tokens of the source, U = places of the decoder, S = sets of tokens, V = vocabulary.
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import count, takewhile
 from typing import cast
 
 import torch
@@ -83,6 +86,8 @@ class Seq2SeqComposer(Composer):
         labels = [IGNORE] * silent + given[1 + silent :]
         unlearned = min(example.unlearned, len(said))
         allowed = self._allowed(example.candidates, said[: len(said) - len(end)])
+        if example.codes_alone:
+            allowed = [self._codes] * len(said)
         return self._row(
             PairRow,
             example,
@@ -131,6 +136,15 @@ class Seq2SeqComposer(Composer):
             raise BadSample("the answer is longer than the model's decoder writes")
         return [tuple(trie.next(said[:place])) for place in range(len(said) + 1)]
 
+    @cached_property
+    def _codes(self) -> tuple[int, ...]:
+        """The tokenizer's specials and all codes."""
+        specials = (self.tokenizer.start, self.tokenizer.pad, self.tokenizer.end)
+        codes = takewhile(
+            lambda code: code is not None, (self.tokenizer.symbol(f"<code_{number}>") for number in count())
+        )
+        return tuple({one for one in (*specials, *codes) if one is not None})
+
     def collate(self, rows: list[Row]) -> Batch:
         """Return rows as a Batch; each of its two texts is as long as its longest row."""
         batch = super().collate(rows)
@@ -149,11 +163,14 @@ class Seq2SeqComposer(Composer):
     def _sets(self, rows: list[PairRow], places: int) -> tuple[Tensor, Tensor]:
         """Return the number of each place's set [B, U] and the sets as bool [S, V]; number 0 is that of all tokens."""
         numbers: dict[tuple[int, ...], int] = {}
+        known: dict[int, int] = {}  # by identity: a picture's thousand places share one set of thousands of codes
         index_BU = torch.zeros(len(rows), places, dtype=torch.int64)
         for row, pair in enumerate(rows):
             first = len(pair.decoder) - len(pair.allowed)
             for place, found in enumerate(pair.allowed):
-                index_BU[row, first + place] = numbers.setdefault(found, len(numbers) + 1)
+                if id(found) not in known:
+                    known[id(found)] = numbers.setdefault(found, len(numbers) + 1)
+                index_BU[row, first + place] = known[id(found)]
         sets_SV = torch.zeros(len(numbers) + 1, self.tokenizer.vocab_size, dtype=torch.bool)
         sets_SV[0] = True
         for found, number in numbers.items():

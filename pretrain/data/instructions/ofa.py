@@ -210,7 +210,7 @@ class Instruction(base.Instruction):
 
     def _text_to_image(self, example: Example) -> Example:
         text = needed(example.prefix if example.codes else None, "text_to_image", "codes and a text")
-        return replace(example, prefix=TEXT_TO_IMAGE.format(self._given(text)), images=[])
+        return replace(example, prefix=TEXT_TO_IMAGE.format(self._given(text)), images=[], codes_alone=True)
 
     def _infill_text(self, example: Example) -> Example:
         words = needed(example.suffix, "infill_text", "a text").lower().split()[: self.config.given]

@@ -157,6 +157,20 @@ def test_candidates_allow_their_next_tokens_at_each_place(words):
         composer(words, written=2).row(Example("k", [], suffix="red dog", candidates=given), [])
 
 
+@pytest.mark.check("ofa", 5)
+def test_a_picture_written_of_a_text_is_told_from_codes_and_specials_alone(words):
+    codes = " ".join(symbol(name) for name in NAMES[:3])
+    example = Example("k", [], prefix="a cat", suffix=codes, codes=True, codes_alone=True)
+    make = composer(words, written=9)
+    text, prompted = Example("t", [], suffix="cat"), replace(example, prompt="source")
+    batch = make.collate([make.row(one, []) for one in (example, text, prompted, replace(example, codes_alone=False))])
+    learned_BU = batch.decoder_labels_BU != IGNORE
+    assert learned_BU.sum(1).tolist() == [4, len(words.ids("cat")) + 1, 4, 4], "three codes and the end"
+    assert torch.equal(batch.allowed_BU[[0, 2]], learned_BU[[0, 2]].long()) and not batch.allowed_BU[[1, 3]].any()
+    wanted = {words.start, words.pad, words.end, *(words.symbol(name) for name in NAMES)}
+    assert set(batch.allowed_SV[1].nonzero()[:, 0].tolist()) == wanted and len(batch.allowed_SV) == 2
+
+
 def test_regions_go_with_their_rows(words):
     make, box = composer(words), np.array([[0, 0, 1, 1]], dtype=np.float32)
     three = {"regions_K4": box.repeat(3, 0) / 2, "region_KC": np.ones((3, 5), np.float32)}

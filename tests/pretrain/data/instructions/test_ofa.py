@@ -70,6 +70,7 @@ def test_goldens(task, given, prefix, suffix, weight):
     assert (plain(found.prefix), plain(found.suffix), found.weight) == (prefix, suffix, weight)
     assert bool(found.images) == (task not in (*ofa.FRAMES, "text_to_image"))
     assert found.hole == (task == "infill_image")
+    assert found.codes_alone == (task == "text_to_image"), "in pretraining codes are learned among all tokens"
     assert found.codes == ("image" in task and task != "text" and "codes" in given)
 
 
