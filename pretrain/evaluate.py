@@ -51,6 +51,9 @@ def evaluate(model: str, sections: dict[str, Any], *, average: bool = True) -> d
     loaded = pretrained.load(model, device=device, average=average)
     refuse_unserved(sections, loaded.model.provides)
     recipes.show_as_many(loaded.config, {f"evals.{name}.regions": one.regions for name, one in sections.items()})
+    recipes.refuse_other_grid(
+        loaded.config, {f"evals.{name}.instruction": one.instruction for name, one in sections.items()}
+    )
     features = Features(
         run=lambda batch, want: want(loaded.model, batch) if callable(want) else getattr(loaded.model(batch), want),
         transform=loaded.transform,

@@ -246,7 +246,10 @@ def refuse_misplaced(recipe: Recipe) -> None:
             "data.regions: model.vision.source=region sees a detector's regions, and no data gives any; set "
             "data.regions={boxes: ..., features: ...}, or take model.vision.source=grid or patch with a tower"
         )
-    refuse_other_grid(recipe)
+    laid = {"data.instruction": recipe.data.instruction}
+    laid |= {f"data.blend.{n}.instruction": source.instruction or {} for n, source in enumerate(blend)}
+    laid |= {f"evals.{name}.instruction": section.instruction for name, section in recipe.evals.items()}
+    refuse_other_grid(recipe.model, laid)
     look = recipe.model.look
     other = next((source for source in blend if source.image_size not in (None, look.size)), None)
     if other is not None and not look.sizes:
@@ -256,18 +259,18 @@ def refuse_misplaced(recipe: Recipe) -> None:
         )
 
 
-def refuse_other_grid(recipe: Recipe) -> None:
-    """Raise a ConfigError where an instruction names cells of another grid than the one that the model sees."""
-    laid = {"data.instruction": recipe.data.instruction}
-    laid |= {f"data.blend.{n}.instruction": source.instruction or {} for n, source in enumerate(recipe.data.blend)}
-    laid |= {f"evals.{name}.instruction": section.instruction for name, section in recipe.evals.items()}
+def refuse_other_grid(model: models.Config, laid: Mapping[str, dict[str, Any]]) -> None:
+    """Raise a ConfigError where an instruction names cells of another grid than the one that the model sees.
+
+    `model` is its section, `laid` the instructions by the key that names them.
+    """
     asked = {
         f"{where}.{paper}.grid": tuple(keys["grid"])
         for where, section in laid.items()
         for paper, keys in section.items()
         if keys and keys.get("grid")
     }
-    sees = recipe.model.grid() if asked else None
+    sees = model.grid() if asked else None
     for where, grid in asked.items():
         if grid != sees:
             what = "names no cells of pictures" if sees is None else f"sees {sees[0]} x {sees[1]} of a picture"

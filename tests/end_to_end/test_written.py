@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pretrain import evaluate, pretrained
+from pretrain.config import ConfigError
 from pretrain.data import synthetic, tokenizer
 from pretrain.export import export
 from tests import tiny
@@ -113,6 +114,10 @@ def test_what_a_run_writes_is_scored_again_by_evaluate(
     export(pretrained.load(run), tmp_path / "export", format="diptych")
     again = evaluate.evaluate(str(tmp_path / "export"), evaluate.read_evals(str(run), None, []))
     assert again == found
+    if paper == "vlt5":
+        other = evaluate.read_evals(str(run), None, ["evals.grounding.instruction.vlt5.grid=[2, 2]"])
+        with pytest.raises(ConfigError, match=r"evals\.grounding\.instruction\.vlt5\.grid: 2 x 2 cells"):
+            evaluate.evaluate(str(run), other)
 
 
 WIDE = OFA.replace("width: 16\n  hidden: 32", "width: 64\n  hidden: 128\n  dropout: 0.0\n  drop_path: 0.0")
