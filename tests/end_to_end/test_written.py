@@ -36,7 +36,7 @@ VLT5 = """
   name: vlt5
   text:
     {backbone: KIND, width: 16, layers: 1, heads: 2, hidden: 24, source_length: 60, target_length: 12, positions: 80}
-  vision: {source: grid, tower: {name: test_convnext, image_size: 32}}"""
+  vision: {source: grid, tower: {name: test_convnext, image_size: 64}}"""
 FUSED = """
   vision: {name: test_convnext, image_size: 32}
   text: {width: 32, layers: 1, heads: 2, context_length: 40}
@@ -54,7 +54,7 @@ def config(folder: Path, name: str, model: str, objectives: str, paper: str) -> 
     shards = f"{folder}/shapes-00000.tar"
     lay = {
         "ofa": {"c": "[caption]", "v": "[question]", "e": "[entail]", "g": f"[locate], boxes: {BINS}"},
-        "vlt5": {"c": "[caption]", "v": "[vqa]", "e": "[nlvr]", "g": "[refcocog], grid: [4, 4]"},
+        "vlt5": {"c": "[caption]", "v": "[vqa]", "e": "[nlvr]", "g": "[refcocog], grid: [2, 2]"},
     }.get(paper, {})
     said = {key: f", instruction: {{{paper}: {{tasks: {found}}}}}" for key, found in lay.items()}
     about = f'data: "{shards}", batch_size: 9, examples: 2'
@@ -115,8 +115,8 @@ def test_what_a_run_writes_is_scored_again_by_evaluate(
     again = evaluate.evaluate(str(tmp_path / "export"), evaluate.read_evals(str(run), None, []))
     assert again == found
     if paper == "vlt5":
-        other = evaluate.read_evals(str(run), None, ["evals.grounding.instruction.vlt5.grid=[2, 2]"])
-        with pytest.raises(ConfigError, match=r"evals\.grounding\.instruction\.vlt5\.grid: 2 x 2 cells"):
+        other = evaluate.read_evals(str(run), None, ["evals.grounding.instruction.vlt5.grid=[3, 3]"])
+        with pytest.raises(ConfigError, match=r"evals\.grounding\.instruction\.vlt5\.grid: 3 x 3 cells"):
             evaluate.evaluate(str(run), other)
 
 
