@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from finetune import main
+from launcher import world
 from pretrain import config, dist, pretrained
 from pretrain.engine import checkpoint
 from pretrain.engine.parts import Identity
@@ -246,7 +247,7 @@ def test_trained_keys_resume(stage, tmp_path, ranks):
 
 
 def launch(*words: str, launcher: list[str]) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    env = {**world.outside(os.environ), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [*launcher, "finetune/main.py", *words]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=400)
 
