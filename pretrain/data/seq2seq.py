@@ -105,14 +105,14 @@ class Seq2SeqComposer(Composer):
 
     def _refuse_other_codes(self, text: str) -> None:
         """Raise a BadSample where a picture's codes are none of the model's (they would be spelled), or not as many."""
-        unknown = next((one for one, laid in pieces(text) if laid and self.tokenizer.symbol(one) is None), None)
+        codes = [piece for piece, laid in pieces(text) if laid]
+        unknown = next((code for code in codes if self.tokenizer.symbol(code) is None), None)
         if unknown is not None:
             raise BadSample(f"{unknown} is no code of the model: its codebook has fewer (model.codes) than the data's")
-        codes = sum(laid for _, laid in pieces(text))
-        if self.picture_codes not in (None, codes):
+        if self.picture_codes not in (None, len(codes)):
             raise BadSample(
-                f"{codes} image codes, the model writes {self.picture_codes} of a picture (model.code_image_size): in "
-                "another raster each would stand elsewhere"
+                f"{len(codes)} image codes, the model writes {self.picture_codes} of a picture (model.code_image_size):"
+                " in another raster each would stand elsewhere"
             )
 
     def _prompt(self, example: Example, ids: list[int]) -> list[int]:

@@ -32,9 +32,8 @@ class Eval(base.Eval):
             texts = [ids[: most - 1] for ids, most in zip(whole, room)]
             likely = features.likelihood(batch, texts).tolist()
             for name, found, text, ids, meta in zip(base.names(batch), likely, texts, whole, batch.meta):
-                said = (
-                    symbols.plain(meta[SAID]) if len(text) == len(ids) else words.decode(text)
-                )  # bytes that are scored
+                # the bytes that are scored
+                said = symbols.plain(meta[SAID]) if len(text) == len(ids) else words.decode(text)
                 rows.append((name, -found, len(text) + 1, max(1, len(said.encode()))))
         rows = base.everyone(rows)
         surprise = [row[1] for row in rows]

@@ -42,9 +42,8 @@ class Config(base.Config):
             raise ValueError("likeliest and among_answers are for how: rank")
         if self.how == "answers":
             refuse_rules(self.write)
-            if (
-                self.write.beams > 1 and "length_penalty" not in self.write.model_fields_set
-            ):  # OFA's beams are not normalised
+            # OFA's beams are not normalised
+            if self.write.beams > 1 and "length_penalty" not in self.write.model_fields_set:
                 self.write = self.write.model_copy(update={"length_penalty": 0.0})
         return self
 
